@@ -1,0 +1,119 @@
+"""Scenes as pure functions of (seed, index): counter-based random numbers and the container of attributes."""
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit number
+_FIRST = -4658895280553007687  # the two multipliers of the splitmix64 finalizer, signed
+_SECOND = -7723592293110705685
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64 (torch's own shift keeps the sign)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix(x: Tensor) -> Tensor:
+    """Finalizer of splitmix64 (Steele et al., OOPSLA 2014): a bijection of int64 that looks random."""
+    x = x + _GOLDEN
+    x = (x ^ _shift(x, 30)) * _FIRST
+    x = (x ^ _shift(x, 27)) * _SECOND
+    return x ^ _shift(x, 31)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Hash values (int64) as float32 uniform in [0, 1), exact multiples of 2^-24."""
+    return _shift(x, 40).to(torch.float32) / float(1 << 24)
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """A batch of scenes.
+
+    Attributes:
+        kind: "portrait", "animal" or "landscape".
+        identity: (B,) int64, the index that the lasting attributes were drawn from.
+        key: (B,) int64, hash that the noise of the picture (grain, paper) is drawn from.
+        values: attribute name -> (B,) int64 class, (B,) float32 amount or (B, 3) float32 colour in [0, 1].
+    """
+
+    kind: str
+    identity: Tensor
+    key: Tensor
+    values: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return self.identity.shape[0]
+
+    def __getitem__(self, items: slice | Sequence[int] | Tensor) -> "Scenes":
+        picked = items if isinstance(items, slice | Tensor) else torch.as_tensor(list(items))
+        return self._map(lambda tensor: tensor[picked])
+
+    def to(self, device: torch.device | str) -> "Scenes":
+        """The same scenes on another device."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Scenes":
+        values = {name: change(tensor) for name, tensor in self.values.items()}
+        return replace(self, identity=change(self.identity), key=change(self.key), values=values)
+
+
+class Draw:
+    """Random attributes of a batch, each a function of (key, attribute name) unless it is overridden."""
+
+    def __init__(self, key: Tensor, overrides: dict[str, Any]) -> None:
+        self.key = key
+        self.overrides = overrides
+        self.values: dict[str, Tensor] = {}
+
+    def rekey(self, key: Tensor) -> "Draw":
+        """A Draw from other keys that fills the same dictionary of values."""
+        other = Draw(key, self.overrides)
+        other.values = self.values
+        return other
+
+    def uniform(self, name: str) -> Tensor:
+        """(B,) float32 in [0, 1), not recorded."""
+        return unit(mix(self.key ^ mix(torch.tensor(zlib.crc32(name.encode()), device=self.key.device))))
+
+    def amount(self, name: str, low: float | Tensor, high: float | Tensor) -> Tensor:
+        """Record a (B,) float32 uniform in [low, high)."""
+        value = low + (high - low) * self.uniform(name)
+        if name in self.overrides:
+            value = torch.full_like(value, float(self.overrides[name]))
+        self.values[name] = value
+        return value
+
+    def choice(self, name: str, weights: Sequence[float] | Tensor) -> Tensor:
+        """Record a (B,) int64 class drawn with the given weights, (K,) or one row for each scene (B, K)."""
+        table = torch.as_tensor(weights, dtype=torch.float32, device=self.key.device)
+        edges = (table / table.sum(-1, keepdim=True)).cumsum(-1)
+        edges = edges.expand(self.key.shape[0], -1).contiguous()
+        value = torch.searchsorted(edges, self.uniform(name)[:, None], right=True)[:, 0]
+        value = value.clamp(max=table.shape[-1] - 1)
+        if name in self.overrides:
+            value = torch.full_like(value, int(self.overrides[name]))
+        self.values[name] = value
+        return value
+
+    def tint(self, name: str, table: Sequence[Sequence[float]], picked: Tensor, jitter: float) -> Tensor:
+        """Record a (B, 3) colour: row `picked` of the table, brightness and hue moved by up to `jitter`."""
+        rows = torch.tensor(table, dtype=torch.float32, device=self.key.device)[picked]
+        moves = torch.stack([self.uniform(f"{name}/{c}") for c in "rgb"], dim=-1) - 0.5
+        shared = self.uniform(f"{name}/all")[:, None] - 0.5
+        value = (rows * (1 + jitter * (shared + moves))).clamp(0, 1)
+        self.values[name] = value
+        return value
+
+
+def scene_keys(seed: int, indices: Sequence[int], view: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Index (B,), the key of the lasting attributes and the key of the passing ones, all int64."""
+    index = torch.as_tensor(indices, dtype=torch.int64).reshape(-1)
+    lasting = mix(mix(torch.tensor(seed, dtype=torch.int64)) ^ index)
+    passing = lasting if view is None else mix(lasting + mix(torch.tensor(view + 1, dtype=torch.int64)))
+    return index, lasting, passing
