@@ -1,0 +1,1 @@
+"""Diffusion mathematics: noise schedules, timestep draws, DDIM steps."""

@@ -1,0 +1,1 @@
+"""Networks, and the adapters that are trained inside frozen ones."""
