@@ -1,1 +1,5 @@
-"""Where batches come from."""
+"""Where batches come from: pictures to stylize, the procedural world, style images."""
+
+from datamodules.pictures import Pictures
+
+__all__ = ["Pictures"]

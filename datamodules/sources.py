@@ -1,0 +1,128 @@
+"""Where a picture comes from: an image file, a file of a folder, or a scene of the procedural world."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_styles.errors import UserError
+from lightning_styles.imaging import find_images, image_size, read_image
+
+_SCENE = re.compile(r"scene:(?P<kind>[a-z_]+)/(?P<first>\d+)(-(?P<last>\d+))?(\?seed=(?P<seed>\d+))?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One picture that can be loaded.
+
+    Attributes:
+        name: unique in its list, without suffix.
+        path: image file; None for a scene.
+        from_folder: a broken file is then skipped with a warning instead of ending the run.
+        kind: kind of scene; "" for a file.
+        seed: seed of the scene.
+        index: index of the scene.
+    """
+
+    name: str
+    path: Path | None = None
+    from_folder: bool = False
+    kind: str = ""
+    seed: int = 0
+    index: int = 0
+
+    def size(self, resolution: int | None) -> tuple[int, int]:
+        """(H, W) of the picture that `load` returns, without decoding it."""
+        if self.path is not None:
+            return image_size(self.path, short_side=resolution)
+        return _needed(resolution), _needed(resolution)
+
+    def load(self, resolution: int | None, style: str = "photo") -> Tensor:
+        """(3, H, W) in [-1, 1] with `resolution` px on the shorter side; None keeps a file's own size.
+
+        `style` is the style that a scene is drawn in; files have their own.
+        """
+        if self.path is not None:
+            return read_image(self.path, short_side=resolution)
+        from datamodules import scenes
+
+        drawn = scenes.sample_scenes(self.seed, [self.index], kind=self.kind)
+        with torch.no_grad():
+            return scenes.render(drawn, style, _needed(resolution))[0]
+
+    def caption(self, style: str = "photo") -> str:
+        """Text of the `.txt` file beside the picture, or the scene's own caption, or ""."""
+        if self.path is None:
+            from datamodules import scenes
+
+            return scenes.captions(scenes.sample_scenes(self.seed, [self.index], kind=self.kind), style)[0]
+        sidecar = self.path.with_suffix(".txt")
+        return sidecar.read_text(encoding="utf-8").strip() if sidecar.is_file() else ""
+
+
+def find_sources(entries: str | list[str]) -> list[Source]:
+    """Lists the pictures behind entries, each an image file, a folder or `scene:KIND/FIRST[-LAST][?seed=N]`.
+
+    Names are file stems; where a stem is taken, the suffix is appended (`a.jpg` is "a", `a.png` after it
+    "a_png"), and then a number. Scenes are `portrait_1000`, with `_seed1` for another seed than 0.
+
+    Raises:
+        UserError: an entry is missing, empty or malformed.
+    """
+    sources: list[Source] = []
+    taken: set[str] = set()
+    for entry in [entries] if isinstance(entries, str) else entries:
+        if entry.startswith("scene:"):
+            sources += [s for s in _scenes(entry) if s.name not in taken]
+        else:
+            folder = Path(entry).is_dir()
+            for path in find_images(Path(entry)):
+                sources.append(Source(_unique(path, taken), path, from_folder=folder))
+                taken.add(sources[-1].name)
+        taken.update(source.name for source in sources)
+    if not sources:
+        raise UserError("the list of images is empty; name at least one image file, folder or scene.")
+    return sources
+
+
+def check_style(style: str) -> None:
+    """Raises UserError unless the procedural world has this style."""
+    from datamodules.scenes import STYLES
+
+    if style not in STYLES:
+        raise UserError(f"there is no style '{style}'; expected one of {', '.join(STYLES)}.")
+
+
+def _scenes(entry: str) -> list[Source]:
+    match = _SCENE.fullmatch(entry)
+    if match is None:
+        raise UserError(f"'{entry}' is no scene; expected scene:portrait/7 or scene:portrait/1000-1015?seed=1.")
+    from datamodules import scenes
+
+    kind, seed = match["kind"], int(match["seed"] or 0)
+    if kind not in scenes.KINDS:
+        raise UserError(f"'{entry}': there is no kind '{kind}'; expected one of {', '.join(scenes.KINDS)}.")
+    first, last = int(match["first"]), int(match["last"] or match["first"])
+    if last < first:
+        raise UserError(f"'{entry}' is an empty range; the second number must not be smaller than the first.")
+    suffix = f"_seed{seed}" if seed else ""
+    return [Source(f"{kind}_{i}{suffix}", kind=kind, seed=seed, index=i) for i in range(first, last + 1)]
+
+
+def _unique(path: Path, taken: set[str]) -> str:
+    name = path.stem
+    if name in taken:
+        name = f"{path.stem}_{path.suffix[1:].lower()}"
+    number = 2
+    while name in taken:
+        name = f"{path.stem}_{number}"
+        number += 1
+    return name
+
+
+def _needed(resolution: int | None) -> int:
+    if resolution is None:
+        raise UserError("scenes have no size of their own; set resolution to a number of px.")
+    return resolution
