@@ -1,0 +1,122 @@
+"""The command line: answers what needs no heavy import at once and hands the rest on.
+
+Exit codes: 0 done, 1 an error the user can mend, 2 a command line or config that cannot be read,
+130 interrupted.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+from lightning_styles import __version__
+from lightning_styles.errors import UserError
+
+TRAINING = {
+    "fit": "train a method; writes a run folder with config, logs, previews and checkpoints",
+    "validate": "run the validation loop on a checkpoint",
+    "test": "compute the metrics of a checkpoint",
+    "predict": "stylize a folder of images, each saved alone at full resolution",
+    "prepare": "compute once what a method needs before fit (fit does it by itself when it is missing)",
+}
+LIGHT = {
+    "check": "report versions, devices, disk and every file that a config needs, found or missing",
+    "convert": "official checkpoints in, trained results out",
+    "stylize": "stylize pictures with a trained checkpoint, no config needed",
+}
+SIBLINGS = ("datamodules", "callbacks")
+
+USAGE = "python -m lightning_styles <command> --config FILE [--config FILE ...] [--key value ...]"
+EXAMPLES = """\
+python -m lightning_styles fit --config configs/tiny/sms.yaml
+python -m lightning_styles fit --config configs/tiny/sms.yaml --trainer.max_steps 50 --vars.lr 0.01
+python -m lightning_styles check --config configs/tiny/sms.yaml
+python -m lightning_styles stylize photos/ --style runs/x/version_0 --out out/"""
+
+
+def help_text() -> str:
+    """What `--help` prints: usage, all commands with one line each, examples."""
+    lines = [f"usage: {USAGE}", ""]
+    for title, commands in (("Training, with a config:", TRAINING), ("Tools:", LIGHT)):
+        lines += [title, *(f"  {name:<9} {about}" for name, about in commands.items()), ""]
+    lines += ["Examples:", *(f"  {line}" for line in EXAMPLES.splitlines()), ""]
+    lines.append(
+        "`<command> --help` lists the options of a command; `fit --config FILE --print_config` prints"
+    )
+    lines.append(
+        "every key of an experiment with its value. Later files and then flags win over earlier files."
+    )
+    return "\n".join(lines)
+
+
+def check_siblings() -> None:
+    """Refuse to start when another folder hides `datamodules` or `callbacks`.
+
+    Raises:
+        UserError: naming the folder that is in the way.
+    """
+    root = Path(__file__).resolve().parent.parent
+    for name in SIBLINGS:
+        spec = importlib.util.find_spec(name)
+        if spec is None:
+            raise UserError(
+                f"The package '{name}' is missing; expected it at {root / name}. Reinstall the project."
+            )
+        places = [Path(place).resolve() for place in spec.submodule_search_locations or []]
+        if root / name not in places:
+            found = places[0] if places else spec.origin
+            raise UserError(
+                f"'{name}' is taken from {found}, which hides this project's own {root / name}: "
+                f"rename that one or start from another folder."
+            )
+
+
+def _dispatch(arguments: list[str]) -> int:
+    command, rest = arguments[0], arguments[1:]
+    if command in LIGHT:
+        return importlib.import_module(f"lightning_styles.commands.{command}").main(rest)
+    if command in TRAINING:
+        check_siblings()
+        from lightning_styles.cli import main as train
+
+        return train(arguments)
+    close = difflib.get_close_matches(command, [*TRAINING, *LIGHT], n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"the commands are {', '.join([*TRAINING, *LIGHT])}."
+    print(f"error: there is no command '{command}': {hint}", file=sys.stderr)
+    return 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the words after the program's name; those of the process if None.
+
+    Returns:
+        The exit code.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"lightning_styles {__version__}")
+        return 0
+    try:
+        return _dispatch(arguments)
+    except (UserError, FileNotFoundError) as error:
+        if os.environ.get("LIGHTNING_STYLES_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except SystemExit as stop:  # argparse and jsonargparse end this way, after their message
+        return stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

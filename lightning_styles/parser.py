@@ -1,0 +1,90 @@
+"""The config parser: layered YAML files and flags, with errors of a few lines instead of a usage page."""
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ActionConfigFile, Namespace, set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_styles.errors import UserError
+from lightning_styles.messages import hints, shorten
+
+# `${vars.x}` in a file means the root of that file although the tree hangs below `fit` in the parser.
+set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+
+
+def find_config(path: str) -> Path:
+    """A config file, looked up in the current folder and then, for `configs/...`, beside the package.
+
+    Raises:
+        UserError: when there is no such file.
+    """
+    given = Path(path)
+    shipped = [Path(__file__).resolve().parent.parent, Path(sys.prefix) / "share" / "lightning_styles"]
+    places = [given] + [root / given for root in shipped if given.parts[:1] == ("configs",)]
+    for place in places:
+        if place.is_file():
+            return place
+    folder = next((place.parent for place in places if place.parent.is_dir()), None)
+    names = sorted(file.name for file in folder.glob("*.yaml")) if folder else []
+    close = difflib.get_close_matches(given.name, names, n=1)
+    hint = f"did you mean {given.parent / close[0]}?" if close else "check the path given with --config."
+    raise UserError(f"There is no config file {path}: {hint}")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file.
+
+    Raises:
+        UserError: naming file, line and column when it is not YAML, or when it holds no keys.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise UserError(f"{place}: not valid YAML: {error.problem or error.context}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {error}.") from error
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path} holds {type(content).__name__}, expected keys such as model:, data: and trainer:."
+        )
+    return content
+
+
+class ConfigFile(ActionConfigFile):
+    """`--config`: a list in a later file replaces the earlier list with nothing left of the old entries.
+
+    Left alone, an entry of the same class at the same place would keep the first file's init_args.
+    """
+
+    @staticmethod
+    def apply_config(parser: Any, cfg: Namespace, dest: str, value: str) -> None:
+        content = read_config(find_config(value))
+        trainer = content.get("trainer")
+        for key, entry in trainer.items() if isinstance(trainer, dict) else ():
+            if isinstance(entry, list) and cfg.get(f"trainer.{key}"):
+                cfg[f"trainer.{key}"] = None
+        ActionConfigFile.apply_config(parser, cfg, dest, str(find_config(value)))
+
+
+class StylesParser(LightningArgumentParser):
+    """Lightning's parser with exact option names only and short errors that suggest the likely key."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print one message and exit with 2; nested parsers raise instead, which Union types rely on."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        keys = [action.dest for action in parser._actions]
+        for line in (f"error: {shorten(message)}", *(f"hint: {hint}" for hint in hints(message, keys))):
+            print(line, file=sys.stderr)
+        raise SystemExit(2)

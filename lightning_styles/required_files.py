@@ -1,0 +1,54 @@
+"""Which pretrained files a config needs, and where they are."""
+
+import importlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning_styles.errors import UserError
+
+
+class RequiredFile(NamedTuple):
+    """One pretrained file; `path` is None when it is missing and `mend` then says what to do."""
+
+    name: str
+    kind: str
+    path: Path | None
+    mend: str
+
+
+def import_class(class_path: str) -> type:
+    """The class behind a dotted path.
+
+    Raises:
+        UserError: when there is no such module or class.
+    """
+    module, _, name = class_path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"The class {class_path} cannot be imported: {error}.") from error
+
+
+def required_files(config: dict[str, Any]) -> list[RequiredFile]:
+    """Locate what the model, the data and the callbacks of a config say they read.
+
+    Args:
+        config: plain values with class_path and init_args under `model`, `data` and `trainer.callbacks`.
+    """
+    from lightning_styles.pretrained import locate
+
+    parts = [config.get("model"), config.get("data"), *((config.get("trainer") or {}).get("callbacks") or [])]
+    found: dict[tuple[str, str], RequiredFile] = {}
+    for part in parts:
+        ask = getattr(import_class(part["class_path"]), "required_models", None) if part else None
+        for name, kind in ask(part.get("init_args") or {}) if ask else ():
+            try:
+                found[name, kind] = RequiredFile(name, kind, Path(locate(name, kind)), "")
+            except UserError as error:
+                found[name, kind] = RequiredFile(name, kind, None, str(error))
+    return list(found.values())
+
+
+def missing_files(config: dict[str, Any]) -> list[str]:
+    """The line that mends it for each file of `config` that is not there."""
+    return [file.mend for file in required_files(config) if file.path is None]

@@ -1,0 +1,130 @@
+"""Run folders and checkpoints: where a run writes, where it goes on from, what has changed since."""
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lightning_styles.errors import UserError
+
+ROOT = "runs"
+RUN_FOLDER = re.compile(r"(?:version|validate|test|predict|prepare)_\d+")
+
+
+def run_name(config: Path | None, class_path: str) -> str:
+    """The name of an experiment: tiny_sms for configs/tiny/sms.yaml; a run's saved config keeps the run's name."""
+    if config is None:
+        return class_path.rpartition(".")[2].lower()
+    if RUN_FOLDER.fullmatch(config.parent.name):
+        return config.parent.parent.name
+    parts = config.with_suffix("").parts
+    below = parts[parts.index("configs") + 1 :] if "configs" in parts else parts[-1:]
+    return "_".join(below)
+
+
+def next_folder(experiment: Path, command: str) -> str:
+    """The name of a folder that does not exist yet: version_N for fit, <command>_N for the others."""
+    prefix = "version" if command == "fit" else command
+    taken = [re.fullmatch(rf"{prefix}_(\d+)", folder.name) for folder in experiment.glob(f"{prefix}_*")]
+    return f"{prefix}_{max((int(match.group(1)) + 1 for match in taken if match), default=0)}"
+
+
+def run_folder_of(checkpoint: Path) -> Path | None:
+    """The run folder that `checkpoint` lies in, or None when it lies elsewhere."""
+    return next((p for p in checkpoint.absolute().parents if RUN_FOLDER.fullmatch(p.name)), None)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint below `folder` that was written last."""
+    files = [file for file in folder.rglob("*.ckpt") if file.is_file()]
+    return max(files, key=lambda file: (file.stat().st_mtime, file.name == "last.ckpt"), default=None)
+
+
+def find_checkpoint(given: str, experiment: Path | None = None) -> Path | None:
+    """Resolve what `--ckpt_path` says.
+
+    Args:
+        given: a file, a run folder (its newest checkpoint), or `last` (the newest one of `experiment`).
+        experiment: folder of all runs of this experiment.
+
+    Returns:
+        The file; None only for `last` when there is no checkpoint yet.
+
+    Raises:
+        UserError: when there is nothing at `given`.
+    """
+    path = Path(given)
+    if path.is_file():
+        return path
+    if given == "last" and experiment is not None:
+        return newest_checkpoint(experiment)
+    if path.is_dir():
+        found = newest_checkpoint(path)
+        if found is None:
+            raise UserError(f"There is no checkpoint (*.ckpt) in the folder {path}.")
+        return found
+    near = newest_checkpoint(path.parent) if path.parent.is_dir() and str(path.parent) != "." else None
+    hint = f"the newest one there is {near}." if near else "expected a .ckpt file, a run folder, or 'last'."
+    raise UserError(f"There is no checkpoint {path}: {hint}")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Open a checkpoint lazily and without running any code from it.
+
+    Raises:
+        UserError: when it is no checkpoint, cut short, or holds more than tensors and plain values.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors and plain values and is not opened; `convert` reads other files."
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as a checkpoint; it may be cut short or of another kind."
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"{path} is not a training checkpoint; `convert` reads foreign files.")
+    return checkpoint
+
+
+def flatten(tree: Any, key: str = "") -> dict[str, Any]:
+    """Dotted key -> leaf of nested dicts and lists; paths and tuples become what YAML would hold."""
+    if isinstance(tree, dict) and tree:
+        branches = tree.items()
+    elif isinstance(tree, (list, tuple)) and tree:
+        branches = enumerate(tree)
+    else:
+        return {key: str(tree) if isinstance(tree, Path) else list(tree) if isinstance(tree, tuple) else tree}
+    leaves: dict[str, Any] = {}
+    for name, branch in branches:
+        leaves |= flatten(branch, f"{key}.{name}" if key else str(name))
+    return leaves
+
+
+def remembered(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The settings of a run: from the config in its folder, the model's from the checkpoint itself."""
+    settings: dict[str, Any] = {}
+    folder = run_folder_of(path)
+    if folder and (folder / "config.yaml").is_file():
+        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    own = checkpoint.get("lightning_styles")
+    if own:
+        init_args = {key: value for key, value in own["init_args"].items() if not key.startswith("_")}
+        settings["model"] = {"class_path": own["class_path"], "init_args": init_args}
+    return {key: settings[key] for key in ("seed_everything", "model", "data", "trainer") if key in settings}
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """One line for each key of `before` or `now` that differs, `key: now (checkpoint: before)`."""
+    old, new = flatten(before), flatten({key: now.get(key) for key in before})
+    missing = "not set"
+    return [
+        f"{key}: {new.get(key, missing)} (checkpoint: {old.get(key, missing)})"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key, missing) != new.get(key, missing) and (old.get(key) or new.get(key)) is not None
+    ]
