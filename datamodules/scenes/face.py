@@ -16,7 +16,7 @@ EYE_Y, BROW_Y, NOSE_Y, MOUTH_Y = 0.07, -0.17, 0.40, 0.645
 # Rows: palette.EXPRESSIONS; columns: lift of the corners, opening, width, lids, brow slope, brow lift.
 _EXPRESSIONS = [
     [0.15, 0.0, 1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 1.12, 0.92, 0.0, 0.01], [1.0, 0.14, 1.22, 0.84, 0.0, 0.02],
-    [-0.85, 0.0, 0.9, 0.9, 0.3, 0.01], [0.1, 0.17, 0.66, 1.18, 0.05, 0.06],
+    [-0.65, 0.0, 0.92, 0.9, 0.25, 0.01], [0.1, 0.17, 0.66, 1.18, 0.05, 0.06],
 ]  # fmt: skip
 
 
@@ -44,12 +44,12 @@ def add_skin(stage: Stage, head: Head) -> None:
     _add_ear(stage, head, turned, (0.74 - 0.22 * head.sin.abs()) * turned)
     x, y = head.window.cut(head.x), head.window.cut(head.y)
     centre, _ = head.place(0.0)
-    gloss = 0.16 * bump(x - centre * 1.15, y - 0.33, 0.06, 0.07) + 0.08 * bump(x - centre * 0.6, y + 0.42, 0.3, 0.12)
+    gloss = 0.16 * bump(x - centre * 1.15, y - 0.33, 0.06, 0.07) + 0.06 * bump(x - centre * 0.6, y + 0.42, 0.3, 0.12)
     light = head_light(stage, head)
     stage.add(SKIN, head.face, skin, head.window, light=light, gloss=gloss, soft=0.008)
     _add_ear(stage, head, -turned, (-0.78 + 0.34 * head.sin.abs()) * turned)
     rosy = skin * torch.tensor([1.0, 0.72, 0.72], device=skin.device)
-    opacity = stage.ones * 0.28 + 0.1 * (1 - stage["gender"])
+    opacity = stage.ones * 0.2 + 0.12 * (1 - stage["gender"])
     for side in (-1, 1):
         window = stage.window(-0.7, 0.7, -0.05, 0.55)
         at = head.feature(0.40, 0.36, window, side)
@@ -70,7 +70,7 @@ def _add_ear(stage: Stage, head: Head, side: Tensor, centre: Tensor) -> None:
     size = stage["ears"]
     x = (window.cut(head.x) - centre) * side
     y = window.cut(head.y) - 0.10 - stage["pitch"]
-    outer = ellipse(x - 0.12 * y, y, 0.13 * size, 0.20 * size) * head.scale
+    outer = ellipse(x - 0.12 * y, y, 0.12 * size, 0.18 * size) * head.scale
     light = stage.lit(0.5 * side + x * 0, y * 2) - 0.06
     stage.add(SKIN, outer, stage["skin_rgb"], window, light=light)
     inner = ellipse(x - 0.12 * y - 0.02, y, 0.065 * size, 0.12 * size) * head.scale
@@ -219,10 +219,9 @@ def add_beard(stage: Stage, head: Head) -> None:
     opacity = (kind == 4).float() * 0.97 + (kind == 1).float() * 0.38 + (kind == 3).float() * 0.95
     stage.add(BEARD, shape * head.scale, colour, window, light=light, texture=hairs, opacity=opacity,
               soft=0.03, outline=0.6)  # fmt: skip
-    droop = 0.06 * along.square()
-    lip_top = line - 0.055 * stage["lips"]
-    tash = (at.y - lip_top + 0.052 - droop).abs() - 0.050 * (1 - 0.55 * along.square()).clamp(min=0) * smooth(along.abs(), -0.25, 0.25)
-    tash = carve(tash, at.x.abs() - half * 1.12, 0.05)
+    lip = line - 0.030 * stage["lips"] + 0.045 * along.square()
+    rise = 0.085 * (1 - 0.62 * along.abs()) * smooth(along.abs(), -0.30, 0.15)
+    tash = carve(torch.maximum(lip - rise - at.y, at.y - lip), at.x.abs() - half * 1.15, 0.06)
     has = (kind >= 2).float() * 0.96 + (kind == 1).float() * 0.34
     stage.add(BEARD, tash * head.scale, colour, at.window, light=stage.lit(at.x, at.y), opacity=has, soft=0.02,
               outline=0.5, texture=_hairs(at.x, at.y, stage["strands"]))  # fmt: skip
@@ -230,7 +229,7 @@ def add_beard(stage: Stage, head: Head) -> None:
 
 def _hairs(x: Tensor, y: Tensor, phase: Tensor) -> Tensor:
     flow = x / (1.6 + y)
-    return 0.6 * (flow * 95 + 5 * y + phase).sin() + 0.4 * (flow * 170 - 9 * y + 2 * phase).sin()
+    return 0.6 * (flow * 70 + 5 * y + phase).sin() + 0.4 * (flow * 120 - 9 * y + 2 * phase).sin()
 
 
 def add_neck(stage: Stage, head: Head, neckline: Tensor) -> None:

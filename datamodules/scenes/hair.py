@@ -14,10 +14,10 @@ HAIR, HAT = PORTRAIT_LABELS.index("hair"), PORTRAIT_LABELS.index("hat")
 # arch, its top, its roundness (2 an ellipse, more is flatter), how far the parting moves its top.
 _STYLES = [
     [0.00, -3.0, 0.50, 0.00, 0.00, 0.00, 0.60, -0.60, 2.0, 0.0],  # bald
-    [0.09, 0.02, 0.70, 0.00, 0.00, 0.00, 0.66, -0.52, 3.0, 0.3],  # short
-    [0.17, 0.04, 0.72, 0.00, 0.00, 0.00, 0.65, -0.54, 1.9, 1.3],  # parted
-    [0.17, 0.00, 0.70, 0.00, 0.00, 0.10, 0.65, -0.50, 3.0, 0.2],  # spiky
-    [0.26, 0.42, 0.98, 0.00, 0.06, 0.00, 0.64, -0.46, 2.6, 0.3],  # curly
+    [0.11, 0.02, 0.70, 0.00, 0.00, 0.00, 0.69, -0.56, 2.7, 0.4],  # short
+    [0.19, 0.04, 0.72, 0.00, 0.00, 0.00, 0.69, -0.60, 1.9, 1.5],  # parted
+    [0.17, 0.00, 0.70, 0.00, 0.00, 0.12, 0.69, -0.54, 2.7, 0.2],  # spiky
+    [0.26, 0.42, 0.98, 0.00, 0.06, 0.00, 0.66, -0.52, 2.3, 0.3],  # curly
     [0.13, 0.84, 0.86, 0.02, 0.00, 0.00, 0.60, -0.55, 1.7, 1.2],  # bob
     [0.12, 1.05, 0.86, 0.00, 0.00, 0.00, 0.61, -0.22, 5.0, 0.1],  # fringe
     [0.12, 1.62, 0.90, 0.02, 0.00, 0.00, 0.61, -0.60, 1.7, 1.1],  # long
@@ -38,6 +38,7 @@ class Hair:
         covered = (stage["hat"] > 0).float()
         self.volume = volume * stage["volume"] * (1 - 0.72 * covered)
         self.has = (end > -2).float()
+        self.side = torch.where((end < 0.2) & (end > -2), 0.45, 1.0)  # short hair lies close at the temples
         self.end = end + stage["hair_length"] * (end > 0.5)
         self.part = parting * stage["part"]
         self.window = stage.window(-1, 1, -1, 1)
@@ -50,9 +51,9 @@ class Hair:
 
     def _outer(self, curl: Tensor, spike: Tensor, phase: Tensor) -> Tensor:
         x, y = self.x + 0.06 * self.head.sin, self.y
-        cap = ellipse(x, y + 0.26 + 0.35 * self.volume, self.head.width + 0.03 + self.volume, 0.78 + self.volume)
+        cap = ellipse(x, y + 0.26 + 0.35 * self.volume, self.head.width + 0.03 + self.volume * self.side, 0.78 + self.volume)
         drop = ((y + 0.3) / (self.end + 0.3)).clamp(0, 1)
-        brow = self.head.width + 0.02 + self.volume * 0.9
+        brow = self.head.width + 0.02 + self.volume * 0.9 * self.side
         half = brow + (self.foot - brow) * drop * drop * (3 - 2 * drop)
         ends = self.end - 0.10 * x.square() + 0.035 * (self.flow * 40 + phase).sin()
         fall = carve(carve((self.x + self.wave).abs() - half, y - ends, 0.22), -0.25 - y, 0.05)
@@ -75,7 +76,7 @@ class Hair:
         foot = 0.28
         rise = ((foot - y) / (foot - top)).clamp(0, 2)
         shifted = x - centre * 0.62 - self.part * 0.42 * rise.square()
-        jag = 0.02 * (self.flow * 70 + self.stage["strands"]).sin() + 0.012 * (self.flow * 31).sin()
+        jag = 0.012 * (self.flow * 70 + self.stage["strands"]).sin() + 0.012 * (self.flow * 27).sin()
         arch = ((shifted.abs() / self.arch) ** self.power + (rise + jag * 2).clamp(min=0) ** self.power) ** (1 / self.power)
         return (arch - 1) * 0.6 * self.arch.clamp(max=0.62)
 

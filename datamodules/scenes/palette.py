@@ -38,3 +38,21 @@ PORTRAIT_LABELS = (
     "background", "skin", "hair", "eyes", "brows", "mouth", "nose", "beard", "glasses", "hat", "clothes",
     "hand", "microphone", "mask",
 )  # fmt: skip
+
+FURS = {
+    "orange": (0.88, 0.54, 0.24), "black": (0.15, 0.14, 0.16), "gray": (0.53, 0.54, 0.58),
+    "white": (0.93, 0.91, 0.88), "cream": (0.90, 0.77, 0.58), "brown": (0.48, 0.31, 0.19),
+}  # fmt: skip
+ANIMAL_EYES = {
+    "green": (0.50, 0.74, 0.26), "yellow": (0.93, 0.76, 0.22), "blue": (0.38, 0.64, 0.92),
+    "brown": (0.44, 0.25, 0.11),
+}  # fmt: skip
+SPECIES = ("cat", "dog")
+PATTERNS = ("plain", "striped", "patched")
+ANIMAL_LABELS = ("background", "fur", "ears", "eyes", "nose", "mouth", "collar")
+
+PLACES = ("lake", "sea", "meadow", "desert", "snow")
+TIMES = ("day", "sunset", "dawn", "night")
+LANDSCAPE_LABELS = (
+    "sky", "sun", "clouds", "mountains", "hills", "ground", "water", "trees", "house", "boat",
+)  # fmt: skip

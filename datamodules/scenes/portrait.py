@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from datamodules.scenes import face
+from datamodules.scenes.backdrop import paint_backdrop
 from datamodules.scenes.hair import Hair, add_hair_back, add_hair_front, add_hat
 from datamodules.scenes.head import Head
 from datamodules.scenes.layers import Stage
@@ -36,23 +37,6 @@ def draw_portrait(stage: Stage) -> None:
     add_hat(stage, head)
     add_microphone(stage, head)
     add_hand(stage, head)
-
-
-def paint_backdrop(stage: Stage) -> None:
-    """Gradient, two tones or blurred lights, from one colour."""
-    angle, phase, kind = stage["backdrop_angle"], stage["backdrop_phase"], stage["backdrop"]
-    across = stage.x * angle.sin() + stage.y * angle.cos()
-    ramp = 1.0 - 0.32 * across
-    split = 1.12 - 0.30 * smooth(across, 0.08, 0.14)
-    lights = 0.82 - 0.12 * stage.y
-    for number in range(5):
-        at_x = 1.1 * (phase * (1.7 + number) + 2.1 * number).sin()
-        at_y = -0.2 + 0.8 * (phase * (2.3 + number) + 1.3 * number).cos()
-        disc = circle(stage.x - at_x, stage.y - at_y, 0.20 + 0.06 * number)
-        lights = lights + 0.17 * (1 - smooth(disc, -0.06, 0.08))
-    field = torch.where(kind == 0, ramp, torch.where(kind == 1, split, lights))
-    warm = torch.tensor([0.06, 0.0, -0.06], device=field.device).view(1, 3, 1, 1) * across[:, None]
-    stage.backdrop = (stage["backdrop_rgb"][:, :, None, None] * field[:, None] + warm).clamp(0, 1)
 
 
 def add_clothes(stage: Stage, head: Head) -> Tensor:
@@ -96,7 +80,6 @@ def add_collar(stage: Stage, head: Head) -> None:
         u = x * side
         flap = torch.maximum(torch.maximum(0.08 - u + 0.55 * (1.62 - y), u - 0.50 + 0.35 * (y - 1.2)), y - 1.60 + 0.35 * u)
         flap = torch.maximum(flap, 1.13 - y + 0.1 * u) * 0.8
-        flap = torch.where(collar == 2, flap, flap + 0)
         stage.add(CLOTHES, flap * scale, colour * 0.92 + 0.06, window, light=stage.lit(0.3 * side + 0 * x, 0 * y - 0.3),
                   opacity=(collar == 2).float(), outline=0.8)  # fmt: skip
         lapel = torch.maximum((u - 0.40 + 0.34 * (y - 1.25)).abs() - 0.10, 1.22 - y)
@@ -131,9 +114,10 @@ def add_glasses(stage: Stage, head: Head) -> None:
     mid = head.feature(0.0, face.EYE_Y - 0.02, window)
     bridge = carve((mid.y + 0.05 - 1.2 * mid.x.square()).abs() - thin, mid.x.abs() - 0.13, 0.01).maximum(-nearest)
     frame = torch.minimum(nearest.abs() - thin, bridge)
+    edge = face.window_face(stage, head, window) / scale - 0.02
     for lens, at in lenses:
         arm = torch.maximum((at.y + 0.05).abs() - thin, (at.x - 0.36).abs() - 0.16)
-        frame = torch.minimum(frame, arm.maximum(-lens))
+        frame = torch.minimum(frame, arm.maximum(-lens).maximum(edge))
     stage.add(GLASSES, frame * scale, colour, window, opacity=has, outline=0.0, soft=0.006, stroke=True)
 
 

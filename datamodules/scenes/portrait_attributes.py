@@ -1,9 +1,9 @@
 """Which people there are: the distribution of a portrait's attributes."""
 
 import torch
-from torch import Tensor
 
 from datamodules.scenes import palette
+from datamodules.scenes.backdrop import draw_backdrop, draw_light
 from datamodules.scenes.sampling import Draw
 
 # Rows: woman, man; columns: palette.HAIR_STYLES.
@@ -49,15 +49,14 @@ def draw_person(draw: Draw) -> None:
 def draw_moment(draw: Draw) -> None:
     """What changes from picture to picture: pose, light, expression, clothes, backdrop, rare events."""
     draw.choice("expression", (3.2, 3, 2, 1, 0.8))
-    draw.amount("yaw", -0.45, 0.45)
+    draw.amount("yaw", -0.34, 0.34)
     draw.amount("pitch", -0.05, 0.05)
     draw.amount("tilt", -0.1, 0.1)
     draw.amount("shift_x", -0.06, 0.06)
     draw.amount("shift_y", -0.03, 0.05)
     draw.amount("zoom", 0.55, 0.62)
     draw.amount("gaze", -1, 1)
-    draw.amount("light_x", -0.75, 0.75)
-    draw.amount("light_y", -0.6, -0.2)
+    draw_light(draw)
     draw.choice("hat", (0.82, 0.06, 0.06, 0.06))
     hat = draw.choice("hat_colour", (1.0,) * len(palette.COLOURS))
     draw.tint("hat_rgb", palette.COLOUR_TABLE, hat, 0.12)
@@ -70,16 +69,3 @@ def draw_moment(draw: Draw) -> None:
     draw.choice("microphone", (0.95, 0.05))
     draw.choice("mask", (0.95, 0.05))
     draw_backdrop(draw)
-
-
-def draw_backdrop(draw: Draw) -> Tensor:
-    """Backdrop: its kind and its two colours, softened from the named one."""
-    draw.choice("backdrop", (3, 1.5, 2.5))
-    colour = draw.choice("backdrop_colour", (1, 1, 1, 1.2, 1.2, 1.5, 1, 1, 0.8, 1, 1, 0.5))
-    draw.amount("backdrop_angle", -0.9, 0.9)
-    draw.amount("backdrop_phase", 0, 6.28)
-    draw.choice("backdrop_named", (0.65, 0.35))
-    table = torch.tensor(palette.COLOUR_TABLE)
-    soft = (0.72 * table + 0.28 * table.mean(-1, keepdim=True) + 0.06).clamp(0, 1).tolist()
-    draw.tint("backdrop_rgb", soft, colour, 0.16)
-    return colour

@@ -50,7 +50,8 @@ def photo(stage: Stage) -> Tensor:
 def cartoon(stage: Stage, line: float = 0.022) -> Tensor:
     """Flat colours in two tones, each shape in a dark outline."""
     backdrop = stage.backdrop
-    canvas = (backdrop.mean((2, 3), keepdim=True) * 0.6 + 0.4 * (backdrop * 6).round() / 6).contiguous()
+    tone = backdrop.mean(1, keepdim=True).clamp(min=0.02)
+    canvas = backdrop * ((tone * 9).round().clamp(min=0.5) / 9 / tone)
     pixel = 2.0 / stage.pixels
     for layer in stage.layers:
         colour = _rgb(layer.colour)
@@ -82,8 +83,8 @@ def sketch(stage: Stage) -> Tensor:
     wobble = _noise(stage, 14, 1)
     paper = 0.955 + 0.015 * _noise(stage, 48, 2)
     canvas = paper.clone()
-    hatch_a = ((stage.x + stage.y) * 62 + 2.5 * wobble).sin()
-    hatch_b = ((stage.x - 0.6 * stage.y) * 70 + 2.5 * wobble).sin()
+    hatch_a = ((stage.x + stage.y) * 84 + 2.5 * wobble).sin()
+    hatch_b = ((stage.x - 0.6 * stage.y) * 90 + 2.5 * wobble).sin()
     for layer in stage.layers:
         region, window = layer.window.cut(canvas), layer.window
         distance = layer.distance + 0.006 * window.cut(wobble)
@@ -104,10 +105,10 @@ def sketch(stage: Stage) -> Tensor:
 
 def _pencil(layer: Layer, tone: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Darkness that pencil strokes leave inside a layer."""
-    dark = (0.66 - tone).clamp(min=0)
+    dark = 0.72 * (0.70 - tone).clamp(min=0)
     if layer.texture is not None:
         strokes = 0.55 + 0.45 * layer.texture
-        return (dark * 1.05 + 0.10) * strokes
+        return (dark * 1.3 + 0.10) * strokes
     strokes = dark * (0.55 + 0.40 * first)
     if layer.light is not None:
         shade = (0.88 - layer.light).clamp(0, 0.3)
