@@ -1,56 +1,125 @@
-"""A procedural world: scenes that are pure functions of a seed, drawn in several styles, with known truth."""
+"""A procedural world: scenes that are pure functions of a seed, drawn in several styles, with known truth.
 
-from collections.abc import Sequence
+A scene is a set of attributes; a kind turns it into layers of signed-distance shapes, bent by a style's geometry; a
+style composes the layers into a picture. So every photo has its exact stylised twin.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from datamodules.scenes import palette, portrait_attributes, styles
+from datamodules.scenes import animal, landscape, palette, portrait, portrait_attributes, styles
+from datamodules.scenes.captions import captions
 from datamodules.scenes.layers import Geometry, Stage
-from datamodules.scenes.portrait import draw_portrait
-from datamodules.scenes.sampling import Draw, Scenes, mix, scene_keys, unit
+from datamodules.scenes.sampling import Draw, Scenes, scene_keys
 
+__all__ = ["KINDS", "LABELS", "STYLES", "Scenes", "attributes", "captions", "render", "sample_scenes", "segmentation"]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    lasting: Callable[[Draw], None]
+    passing: Callable[[Draw], None]
+    layers: Callable[[Stage], None]
+    labels: tuple[str, ...]
+
+
+_KINDS = {
+    "portrait": _Kind(
+        portrait_attributes.draw_person,
+        portrait_attributes.draw_moment,
+        portrait.draw_portrait,
+        palette.PORTRAIT_LABELS,
+    ),
+    "animal": _Kind(animal.draw_animal, animal.draw_pose, animal.draw_animal_head, palette.ANIMAL_LABELS),
+    "landscape": _Kind(
+        landscape.draw_land, landscape.draw_weather, landscape.draw_landscape, palette.LANDSCAPE_LABELS
+    ),
+}
+KINDS = tuple(_KINDS)
 STYLES = tuple(styles.STYLES)
-KINDS = ("portrait",)
-_DRAWERS = {"portrait": draw_portrait}
+LABELS = {name: kind.labels for name, kind in _KINDS.items()}
 
 
 def sample_scenes(
     seed: int, indices: Sequence[int], kind: str = "portrait", view: int | None = None, **overrides: Any
 ) -> Scenes:
+    """Scenes whose attributes are functions of (seed, index) alone, whatever else is in the batch.
+
+    Args:
+        seed: the world.
+        indices: which scenes, any integers.
+        kind: one of KINDS.
+        view: with a number, what lasts (face, hair, beard, glasses; fur; place) stays that of the index, and what
+            passes (pose, light, expression, clothes, backdrop; time of day) is drawn anew for this view.
+        overrides: attribute name -> class number or amount for all scenes, for example `hat=1, glasses=0`.
+
+    Raises:
+        ValueError: unknown kind, or an override that the kind does not have.
+    """
+    if kind not in _KINDS:
+        raise ValueError(f"unknown kind {kind!r}: expected one of {', '.join(KINDS)}")
     index, lasting, passing = scene_keys(seed, indices, view)
     draw = Draw(lasting, overrides)
-    portrait_attributes.draw_person(draw)
-    portrait_attributes.draw_moment(draw.rekey(passing))
-    unknown = set(overrides) - set(draw.values)
+    _KINDS[kind].lasting(draw)
+    _KINDS[kind].passing(draw.rekey(passing))
+    unknown = sorted(set(overrides) - {name for name, value in draw.values.items() if value.dim() == 1})
     if unknown:
-        raise ValueError(f"unknown attributes {sorted(unknown)}")
+        raise ValueError(f"{kind} scenes have no attribute {', '.join(unknown)}")
     return Scenes(kind, index, passing, draw.values)
+
+
+def _stage(scenes: Scenes, pixels: int, geometry: Geometry) -> Stage:
+    stage = Stage(scenes, pixels, geometry)
+    _KINDS[scenes.kind].layers(stage)
+    return stage
+
+
+def _chunks(scenes: Scenes, size: int) -> list[Scenes]:
+    """Few scenes at a time, so that the fields stay in the cache of a CPU."""
+    count = max(1, 4 * 64 * 64 // (size * size)) if scenes.identity.device.type == "cpu" else 64
+    return [scenes[start : start + count] for start in range(0, len(scenes), count)]
 
 
 @torch.no_grad()
 def render(scenes: Scenes, style: str, size: int = 64) -> Tensor:
-    """Draw scenes, (B, 3, size, size) float32 in [-1, 1]."""
-    chunk = max(1, 4 * 64 * 64 // (size * size))
-    parts = [_render(scenes[i : i + chunk], style, size) for i in range(0, len(scenes), chunk)]
-    return torch.cat(parts)
+    """Draw scenes in a style.
+
+    Args:
+        scenes: B scenes.
+        style: one of STYLES.
+        size: height and width in pixels, 64 to 256.
+
+    Returns:
+        (B, 3, size, size) float32 in [-1, 1] on the scenes' device; each picture depends on its scene alone.
+    """
+    if style not in styles.STYLES:
+        raise ValueError(f"unknown style {style!r}: expected one of {', '.join(STYLES)}")
+    parts = [
+        styles.finish(style, lambda pixels, geometry, part=part: _stage(part, pixels, geometry), size)
+        for part in _chunks(scenes, size)
+    ]
+    return torch.cat(parts) if parts else torch.empty(0, 3, size, size)
 
 
-def _render(scenes: Scenes, style: str, size: int) -> Tensor:
-    chosen = styles.STYLES[style]
-    stage = Stage(scenes, 2 * size, chosen.geometry)
-    _DRAWERS[scenes.kind](stage)
-    image = F.avg_pool2d(chosen.paint(stage), 2)
-    if chosen.grain:
-        cells = torch.arange(size * size, device=image.device)
-        grain = unit(mix(mix(scenes.key)[:, None] + cells)).view(-1, 1, size, size) * 2 - 1
-        image = image + chosen.grain * grain
-    return (image * 2 - 1).clamp(-1, 1)
+def attributes(scenes: Scenes) -> dict[str, Tensor]:
+    """All attributes that are classes, name -> (B,) int64; `sampling` and `palette` name the classes."""
+    return {name: value for name, value in scenes.values.items() if not value.is_floating_point()}
 
 
-def captions(scenes: Scenes, style: str) -> list[str]:
-    names = ["woman", "man"]
-    person = [names[int(g)] for g in scenes.values["gender"]]
-    return [f"a photo of a {p}" if style == "photo" else f"a {p}, {style} style" for p in person]
+@torch.no_grad()
+def segmentation(scenes: Scenes, size: int, style: str = "photo") -> Tensor:
+    """Classes of the pixels, (B, size, size) int64, numbered as LABELS[kind], in the geometry of a style."""
+    geometry = styles.STYLES[style].geometry
+    return torch.cat([_segment(_stage(part, size, geometry)) for part in _chunks(scenes, size)])
+
+
+def _segment(stage: Stage) -> Tensor:
+    labels = torch.zeros(len(stage.scenes), stage.pixels, stage.pixels, dtype=torch.int64, device=stage.x.device)
+    for layer in stage.layers:
+        region = layer.window.cut(labels)
+        region[(layer.distance < 0) & (layer.opacity > 0.5)] = layer.label
+    return labels

@@ -116,6 +116,40 @@ def _pencil(layer: Layer, tone: Tensor, first: Tensor, second: Tensor) -> Tensor
     return strokes
 
 
+def watercolor(stage: Stage) -> Tensor:
+    """Washes on paper: wandering soft edges, pigment that gathers there, granulation."""
+    pixel = 2.0 / stage.pixels
+    bleed = 0.65 * _noise(stage, 9, 3) + 0.35 * _noise(stage, 31, 4)
+    pigment = 1 + 0.16 * _noise(stage, 6, 5) + 0.07 * _noise(stage, 24, 6)
+    grain = _noise(stage, 64, 7)
+    paper = torch.tensor([0.985, 0.975, 0.945], device=grain.device).view(1, 3, 1, 1)
+    border = torch.maximum(stage.x.abs(), stage.y.abs()) - 0.90 + 0.07 * bleed
+    wash = (0.80 * cover(border, 0.10) * pigment).clamp(0, 1)[:, None]
+    canvas = paper + wash * (0.25 + 0.75 * stage.backdrop - paper)
+    for layer in stage.layers:
+        window = layer.window
+        distance = layer.distance + (0.006 if layer.stroke else 0.014) * window.cut(bleed)
+        rim = torch.exp(-((distance + 0.012) / 0.013).square())
+        depth = window.cut(pigment) + (0.30 * rim if layer.outline else 0.0)
+        if layer.light is not None:
+            depth = depth + 1.5 * (0.97 - layer.light).clamp(-0.06, 0.45)
+        if layer.texture is not None:
+            depth = depth + 0.12 * layer.texture
+        thin = _rgb(layer.colour) * 0.90 + 0.10
+        colour = 1 - (1 - thin) * depth[:, None] * (0.98 - 0.12 * thin)
+        alpha = cover(distance, 0.4 * layer.soft + 0.012 + 1.5 * pixel) * layer.opacity * (1.0 if layer.stroke else 0.95)
+        _put(canvas, layer, alpha, colour.clamp(0.02, 1))
+    return (canvas * (1 - 0.035 * grain[:, None])).clamp(0, 1)
+
+
+def pixel(stage: Stage) -> Tensor:
+    """Cartoon with heavier lines in few colours; the grid comes from the size it is drawn at."""
+    small = F.avg_pool2d(cartoon(stage, 0.034), 3)
+    tone = (small.mean(1, keepdim=True) * 10).round() / 10
+    chroma = ((small - small.mean(1, keepdim=True)) * 7).round() / 7
+    return (tone + chroma).clamp(0, 1)
+
+
 @dataclass(frozen=True)
 class Style:
     """How a style is drawn: its compositor, the geometry of its shapes, and grain in the finished picture."""
@@ -123,11 +157,30 @@ class Style:
     paint: Callable[[Stage], Tensor]
     geometry: Geometry = Geometry()
     grain: float = 0.0
+    blocky: bool = False
 
 
 DRAWN = Geometry(eye=1.36, head=1.05, nose=0.85)
 STYLES: dict[str, Style] = {
     "photo": Style(photo, grain=0.018),
     "cartoon": Style(cartoon, DRAWN),
-    "sketch": Style(sketch, Geometry(eye=1.12, head=1.0, nose=1.0)),
+    "sketch": Style(sketch, Geometry(eye=1.12)),
+    "watercolor": Style(watercolor, Geometry(eye=1.1)),
+    "pixel": Style(pixel, Geometry(eye=1.5, head=1.08, nose=0.85), blocky=True),
 }
+
+
+def finish(style: str, stage_for: Callable[[int, Geometry], Stage], size: int) -> Tensor:
+    """Picture (b, 3, size, size) in [-1, 1]: draw at twice the size, or on a coarse grid, and reduce."""
+    chosen = STYLES[style]
+    if chosen.blocky:
+        grid = size // 2 if size < 128 else 64
+        image = F.interpolate(chosen.paint(stage_for(3 * grid, chosen.geometry)), size=(size, size), mode="nearest")
+        return image * 2 - 1
+    stage = stage_for(2 * size, chosen.geometry)
+    image = F.avg_pool2d(chosen.paint(stage), 2)
+    if chosen.grain:
+        cells = torch.arange(size * size, device=image.device)
+        grain = unit(mix(mix(stage.scenes.key)[:, None] + cells)).view(-1, 1, size, size) * 2 - 1
+        image = image + chosen.grain * grain
+    return (image * 2 - 1).clamp(-1, 1)
