@@ -52,7 +52,9 @@ class Pictures(L.LightningDataModule):
         self.save_hyperparameters(logger=False, ignore=["batch_size", "num_workers"])
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.reader = Reader(find_sources(images), resolution, twin_style, captions)
+        self.reader = Reader(
+            find_sources(images), resolution, twin_style=twin_style, captions=captions
+        )
 
     def pictures(self) -> list[dict[str, Any]]:
         """Every picture, loaded: dicts of `image` (3, H, W), `name`, `caption`, `index` and perhaps `twin`.
@@ -99,14 +101,23 @@ class Reader:
     """
 
     def __init__(
-        self, sources: list[Source], resolution: int | None, twin_style: str | None = None, captions: str = ""
+        self,
+        sources: list[Source],
+        resolution: int | None,
+        *,
+        style: str = "photo",
+        twin_style: str | None = None,
+        captions: str = "",
     ) -> None:
         if resolution is None and any(source.path is None for source in sources):
             raise UserError("resolution is null, but scenes have no size of their own; set it in px.")
+        if any(source.path is None for source in sources):
+            check_style(style)
         if twin_style is not None:
             check_style(twin_style)
         self.sources = sources
         self.resolution = resolution
+        self.style = style
         self.twin_style = twin_style
         self.captions = captions
         self.skipped: set[str] = set()
@@ -114,7 +125,7 @@ class Reader:
     def read(self, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
         """The pictures of these sources that are whole."""
         for i in indices:
-            image = self._attempt(i, lambda source: source.load(self.resolution))
+            image = self._attempt(i, lambda source: source.load(self.resolution, self.style))
             if image is not None:
                 yield self._picture(i, image)
 
@@ -135,7 +146,7 @@ class Reader:
 
     def _picture(self, i: int, image: Tensor) -> dict[str, Any]:
         source = self.sources[i]
-        caption = source.caption() or self.captions
+        caption = source.caption(self.style) or self.captions
         picture = {"image": image, "name": source.name, "caption": caption, "index": i}
         if self.twin_style is not None and source.path is None:
             picture["twin"] = source.load(self.resolution, self.twin_style)

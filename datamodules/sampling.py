@@ -49,6 +49,22 @@ class StepSampler(DistributedSampler[Any]):
         """A run is one epoch; nothing is reshuffled."""
 
 
+class ShardSampler(DistributedSampler[Any]):
+    """This rank's share of n items (`eval_shard`), in order; Lightning leaves a DistributedSampler alone."""
+
+    def __init__(self, trainer: L.Trainer | None, n: int) -> None:
+        self.shard = eval_shard(trainer, n)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.shard)
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The order is always the same."""
+
+
 class Samples(Dataset[Any]):
     """Sample i is `sample(i)`, for i in [0, length)."""
 

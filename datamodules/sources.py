@@ -98,7 +98,7 @@ def check_style(style: str) -> None:
 def _scenes(entry: str) -> list[Source]:
     match = _SCENE.fullmatch(entry)
     if match is None:
-        raise UserError(f"'{entry}' is no scene; expected scene:portrait/7 or scene:portrait/1000-1015?seed=1.")
+        raise UserError(f"'{entry}' is no scene; expected scene:portrait/7 or scene:portrait/7-15?seed=1.")
     from datamodules import scenes
 
     kind, seed = match["kind"], int(match["seed"] or 0)
