@@ -1,0 +1,201 @@
+"""Style LoRA files (kohya / Civitai, diffusers, PEFT) as unmerged adapters of a UNet.
+
+Diffusers translates the foreign names and creates the layers. Around that, every layer is checked against the
+UNet, and alpha comes folded into the up matrix (`lora_files`), so that each format, each missing alpha and
+each mixture of ranks comes down to W + strength * up @ down.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_styles.errors import UserError
+from lightning_styles.models.adapters import adapter_parameters, fork_rng, keep_requires_grad, lora_layers
+from lightning_styles.pretrained.lora_files import (
+    BASES,
+    adapter_config,
+    base_hint,
+    find_file,
+    fold_alphas,
+    layer_of,
+    names_of,
+    read_file,
+    translate,
+)
+
+
+@dataclass(frozen=True)
+class LoraReport:
+    """What a style LoRA file held and what became of it.
+
+    Attributes:
+        path: the file.
+        used: modules of the UNet, and `text_encoder.` ones, that carry a layer of the file.
+        unused: layers for which the UNet has no module.
+        skipped: layers of text encoders that were left out.
+        ranks: the different ranks.
+        alphas: the different alphas; equal to the rank where the file has none or 0.
+        base: the base model it was trained on, as far as the file tells.
+    """
+
+    path: str
+    used: tuple[str, ...]
+    unused: tuple[str, ...]
+    skipped: tuple[str, ...]
+    ranks: tuple[int, ...]
+    alphas: tuple[float, ...]
+    base: str
+
+    def __str__(self) -> str:
+        ranks, alphas = (", ".join(f"{x:g}" for x in values) for values in (self.ranks, self.alphas))
+        return (
+            f"{Path(self.path).name}: {len(self.used)} layers used, {len(self.unused)} unused, "
+            f"{len(self.skipped)} of text encoders skipped; rank {ranks}, alpha {alphas}; base: {self.base}"
+        )
+
+
+def load_style_lora(
+    unet: nn.Module,
+    path: str | Path,
+    *,
+    text_encoder: nn.Module | None = None,
+    name: str = "style",
+    strength: float = 0.8,
+    merge: Literal["none", "reference"] = "none",
+) -> LoraReport:
+    """Add a style LoRA to a UNet as a frozen adapter in its precision: W + strength alpha / rank up @ down.
+
+    Args:
+        unet: `UNet2DConditionModel`; reached by `routed(unet, name)` afterwards.
+        path: a safetensors file, or a folder with one written by diffusers or PEFT.
+        text_encoder: a `CLIPTextModel` that receives the file's text-encoder part; None leaves it out, as the
+            official code of SMS (arXiv 2503.07601) does.
+        name: of the adapter.
+        strength: multiplier of the whole LoRA; SMS takes 0.8.
+        merge: "none" (default) leaves the base weights alone; "reference" adds the product, rounded to
+            float16 as in the official code of SMS, to the UNet's weights (kohya files, no text encoder).
+
+    Raises:
+        UserError: an unreadable, pickled or unsupported file, or a LoRA for another base model.
+    """
+    path = find_file(Path(path))
+    state, metadata = read_file(path)
+    base = base_hint(state, metadata)
+    folded, ranks, alphas = fold_alphas(state, adapter_config(path, metadata))
+    if merge == "reference":
+        used, unused, skipped = merge_reference(unet, state, path, base, strength)
+        return LoraReport(str(path), tuple(used), tuple(unused), tuple(skipped), ranks, alphas, base)
+    layers = translate(folded, unet, path, base)
+    used, unused = fit(layers["unet"], unet, path, base)
+    add_adapter(
+        unet, {k: v for k, v in layers["unet"].items() if layer_of(k) in used}, name, strength, "unet"
+    )
+    skipped = names_of(layers["text_encoder"] | layers["text_encoder_2"])
+    if text_encoder is not None and layers["text_encoder"]:
+        fit(
+            {k.removeprefix("text_model."): v for k, v in layers["text_encoder"].items()},
+            text_encoder,
+            path,
+            base,
+        )
+        add_adapter(text_encoder, layers["text_encoder"], name, strength, "text_encoder")
+        used += [f"text_encoder.{name}" for name in names_of(layers["text_encoder"])]
+        skipped = names_of(layers["text_encoder_2"])
+    return LoraReport(str(path), tuple(used), tuple(unused), tuple(skipped), ranks, alphas, base)
+
+
+def merged_delta(
+    up: Tensor, down: Tensor, alpha: float | None, strength: float, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """strength * alpha / rank * up @ down with the product in `dtype` (float16: official code of SMS).
+
+    Args:
+        up: (out, rank) or (out, rank, 1, 1).
+        down: (rank, in) or (rank, in, kh, kw).
+        alpha: None and 0 stand for the rank.
+        strength: multiplier.
+        dtype: of the product.
+
+    Returns:
+        (out, in) or (out, in, kh, kw) in `dtype`.
+    """
+    rank = up.shape[1]
+    product = up.to(dtype).flatten(1) @ down.to(dtype).flatten(1)
+    return strength * ((alpha or rank) / rank) * product.reshape(up.shape[0], *down.shape[1:])
+
+
+def fit(layers: Mapping[str, Tensor], model: nn.Module, path: Path, base: str) -> tuple[list[str], list[str]]:
+    """Layers of the file that the model has and has not; one of another size means another base model."""
+    modules = dict(model.named_modules())
+    used, unused, misfits = [], [], []
+    for name in names_of(layers):
+        weight = getattr(modules.get(name), "weight", None)
+        down, up = layers.get(f"{name}.lora_A.weight"), layers.get(f"{name}.lora_B.weight")
+        if weight is None or weight.ndim < 2 or down is None or up is None:
+            unused.append(name)
+        elif (up.shape[0], *down.shape[1:]) == weight.shape and up.shape[1] == down.shape[0]:
+            used.append(name)
+        else:
+            misfits.append(
+                f"{name} is {tuple(weight.shape)} here, {(up.shape[0], *down.shape[1:])} in the file"
+            )
+    if misfits or not used:
+        detail = misfits[0] if misfits else f"none of its {len(unused)} layers exists here"
+        raise UserError(
+            f"{path.name} is a LoRA for {base}, this {type(model).__name__} is for {base_of(model)} "
+            f"({detail}); choose a LoRA that was made for this base model"
+        )
+    return used, unused
+
+
+def add_adapter(model: Any, layers: Mapping[str, Tensor], name: str, strength: float, part: str) -> None:
+    """Create a frozen adapter with diffusers' loader; the scaling of every layer is `strength`."""
+    from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin as Loader
+
+    prefixed = {f"{part}.{key}": value for key, value in layers.items()}
+    with keep_requires_grad(model), fork_rng(model):
+        if part == "unet":
+            Loader.load_lora_into_unet(prefixed, None, model, adapter_name=name)
+        else:
+            Loader.load_lora_into_text_encoder(prefixed, None, model, prefix=part, adapter_name=name)
+    for _, layer in lora_layers(model):
+        if name in layer.scaling:
+            layer.scaling[name] = strength
+    for p in adapter_parameters(model, name).values():
+        p.data = p.data.to(model.dtype)
+        p.requires_grad_(False)
+
+
+@torch.no_grad()
+def merge_reference(
+    unet: nn.Module, state: Mapping[str, Tensor], path: Path, base: str, strength: float
+) -> tuple[list[str], list[str], list[str]]:
+    """Add the float16 products of a kohya file to the UNet's weights; the layers used, unused and skipped."""
+    names = {f"lora_unet_{name.replace('.', '_')}": name for name, _ in unet.named_modules()}
+    layers = sorted(key.removesuffix(".lora_up.weight") for key in state if key.endswith(".lora_up.weight"))
+    factors = {
+        f"{names.get(layer, layer)}.lora_{ours}.weight": state[f"{layer}.lora_{theirs}.weight"]
+        for layer in layers
+        for ours, theirs in (("A", "down"), ("B", "up"))
+    }
+    used, unused = fit(factors, unet, path, base)
+    for layer in layers:
+        if layer in names:
+            alpha = state.get(f"{layer}.alpha")
+            up, down = state[f"{layer}.lora_up.weight"], state[f"{layer}.lora_down.weight"]
+            delta = merged_delta(up, down, None if alpha is None else float(alpha), strength, torch.float16)
+            weight = unet.get_submodule(names[layer]).get_parameter("weight")
+            weight += delta.to(weight)
+    skipped = [name for name in unused if name.startswith("lora_te")]
+    return used, [name for name in unused if name not in skipped], skipped
+
+
+def base_of(model: Any) -> str:
+    """What a UNet or text encoder is for, by the width of the text embedding."""
+    width = getattr(model.config, "cross_attention_dim", None) or getattr(model.config, "hidden_size", 0)
+    width = width if isinstance(width, int) else width[0]
+    return BASES.get(width, f"a text embedding of width {width}")
