@@ -1,62 +1,33 @@
 """Training commands: Lightning's command line with this project's rules for configs, runs and resuming."""
 
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
+import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from omegaconf.errors import OmegaConfBaseException
 
 from lightning_styles import runs
+from lightning_styles.console import readable, say
+from lightning_styles.devices import check_devices
 from lightning_styles.errors import UserError
 from lightning_styles.parser import ConfigFile, StylesParser
+from lightning_styles.progress import IterationBar
 from lightning_styles.required_files import missing_files
-
-ADVERTS = (
-    r".*`srun` command is available.*",
-    r".*dataloader is not resumable.*",
-    r".*does not have many workers.*",
-    r".*LeafSpec.*",
-    r".*LightningCLI's args parameter.*",
-    r".*litlogger.*",
-    r".*litmodels.*",
-    r".*exists and is not empty.*",
-    r".*smaller than the logging interval.*",
-    r".*find_unused_parameters=True was specified.*",
-)
-
-
-@rank_zero_only
-def say(*lines: str) -> None:
-    """Print lines once, whatever the number of processes."""
-    for line in lines:
-        print(line, flush=True)
-
-
-def quiet() -> None:
-    """Keep Lightning's tips and its notes about normal situations off the console."""
-    for pattern in ADVERTS:
-        warnings.filterwarnings("ignore", message=pattern)
-    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class StylesTrainer(Trainer):
     """Lightning's trainer with one more command."""
 
     def prepare(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> None:
-        """Compute once what the method needs before fit."""
+        """Compute once what the method needs before fit; fit does it by itself when it is missing."""
         prepare = getattr(model, "prepare", None)
         if prepare is None:
-            say(f"{type(model).__name__} has nothing to prepare.")
+            say(f"{type(model).__name__} has nothing to prepare: run fit.")
         else:
             prepare(datamodule)
 
@@ -87,9 +58,10 @@ class StylesCLI(LightningCLI):
     def __init__(self, arguments: list[str]) -> None:
         mode = {"parser_mode": "omegaconf+"}
         self.config_file = first_config(arguments)
+        self.checkpoint: Path | None = None
+        self.done = 0  # iterations in the checkpoint
         super().__init__(
             LightningModule,
-            LightningDataModule,
             save_config_callback=SaveRunConfig,
             trainer_class=StylesTrainer,
             trainer_defaults={"enable_model_summary": False},
@@ -109,16 +81,12 @@ class StylesCLI(LightningCLI):
         return {**LightningCLI.subcommands(), "prepare": {"model", "datamodule"}}
 
     def init_parser(self, **kwargs: Any) -> StylesParser:
-        parser = self.parser_class(**kwargs)
-        parser.add_argument(
-            "-c",
-            "--config",
-            action=ConfigFile,
-            help="YAML file of an experiment; give it again to layer files",
-        )
+        parser = StylesParser(**kwargs)
+        help_text = "YAML file of an experiment; give it again to layer files"
+        parser.add_argument("-c", "--config", action=ConfigFile, help=help_text)
         return parser
 
-    def add_arguments_to_parser(self, parser: StylesParser) -> None:
+    def add_arguments_to_parser(self, parser: StylesParser) -> None:  # type: ignore[override]
         help_text = "free variables that other keys refer to as ${vars.name}; --vars.name value sets one"
         parser.add_argument("--vars", type=dict[str, Any], default={}, help=help_text)
 
@@ -129,37 +97,37 @@ class StylesCLI(LightningCLI):
         """The parsed config of the command."""
         return self.config[self.config["subcommand"]]
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """The parsed config of the command as plain values, as the saved YAML file holds it."""
+        parser = self._parser(self.config["subcommand"])
+        return yaml.safe_load(
+            parser.dump(self.settings, skip_none=False, skip_validation=True, format="yaml")
+        )
+
+    @property
+    def experiment(self) -> Path:
+        """The folder of all runs of this experiment."""
+        name = runs.run_name(self.config_file, self.settings["model"]["class_path"])
+        return Path(self.settings["trainer"]["default_root_dir"] or runs.ROOT) / name
+
     def _parse_ckpt_path(self) -> None:
         """Find the checkpoint and say what differs; Lightning would let it overrule files and flags."""
-        settings, command = self.settings, self.config["subcommand"]
-        if settings.get("model") is None:
-            raise UserError("The config names no model: give model.class_path, or a file with --config.")
-        self.experiment = self._experiment()
-        self.checkpoint: Path | None = None
-        self.done = 0
-        if not settings.get("ckpt_path"):
+        given = self.settings.get("ckpt_path")
+        if not given:
             return
-        self.checkpoint = runs.find_checkpoint(settings["ckpt_path"], self.experiment)
-        settings["ckpt_path"] = self.checkpoint and str(self.checkpoint)
+        self.checkpoint = runs.find_checkpoint(given, self.experiment)
+        self.settings["ckpt_path"] = self.checkpoint and str(self.checkpoint)
         if self.checkpoint is None:
             say(f"No checkpoint in {self.experiment} yet: starting anew.")
             return
         content = runs.read_checkpoint(self.checkpoint)
         self.done = content.get("global_step", 0)
-        self._compare(content, command)
-
-    def _experiment(self) -> Path:
-        settings = self.settings
-        name = runs.run_name(self.config_file, settings["model"]["class_path"])
-        return Path(settings["trainer"]["default_root_dir"] or runs.ROOT) / name
-
-    def _compare(self, content: dict[str, Any], command: str) -> None:
-        before = runs.remembered(content, Path(str(self.checkpoint)))
-        now = yaml_tree(self._parser(command), self.settings)
-        classes = [tree.get("model", {}).get("class_path") for tree in (before, now)]
+        before, now = runs.remembered(content, self.checkpoint), self.values
+        classes = [(tree.get("model") or {}).get("class_path") for tree in (before, now)]
         if classes[0] and classes[0] != classes[1]:
             raise UserError(f"{self.checkpoint} holds a {classes[0]}, the config asks for {classes[1]}.")
-        if command != "fit":
+        if self.config["subcommand"] != "fit":
             before = {key: before[key] for key in before if key == "model"}
         say(f"From {self.checkpoint}, {self.done} iterations done.")
         say(*(f"  changed  {line}" for line in runs.differences(before, now)))
@@ -167,36 +135,34 @@ class StylesCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         trainer = self.settings["trainer"]
         check_devices(trainer["accelerator"], trainer["devices"])
-        if rank_zero_only.rank == 0:
-            missing = missing_files(yaml_tree(self._parser(self.subcommand), self.settings))
-            if missing:
-                raise UserError("\n".join(missing))
+        missing = missing_files(self.values) if rank_zero_only.rank == 0 else []
+        if missing:
+            raise UserError("\n".join(missing))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
         if config["logger"] is None or config["logger"] is True:
-            kwargs["logger"] = TensorBoardLogger(
-                self.experiment.parent, self.experiment.name, self._folder_name()
-            )
+            folder = self._folder_name()
+            kwargs["logger"] = TensorBoardLogger(self.experiment.parent, self.experiment.name, folder)
         kwargs["default_root_dir"] = config["default_root_dir"] or str(self.experiment)
-        callbacks = config["callbacks"] or []
-        if config["enable_checkpointing"] is not False and not any(
-            isinstance(c, Checkpoint) for c in callbacks
-        ):
-            kwargs["callbacks"] = [*callbacks, ModelCheckpoint(filename="last", enable_version_counter=False)]
+        kwargs["callbacks"] = with_defaults(
+            config["callbacks"] or [],
+            saving=config["enable_checkpointing"] is not False,
+            bar=config["enable_progress_bar"] is not False,
+        )
         if SLURMEnvironment.detect():  # Lightning's own requeue saves in the middle of an iteration
             plugins = config["plugins"] or []
             plugins = plugins if isinstance(plugins, list) else [plugins]
-            kwargs["plugins"] = [*plugins, SLURMEnvironment(auto_requeue=False)]
+            if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+                kwargs["plugins"] = [*plugins, SLURMEnvironment(auto_requeue=False)]
         return super().instantiate_trainer(**kwargs)
 
-    def _folder_name(self) -> str:
-        resumed = (
-            runs.run_folder_of(self.checkpoint) if self.checkpoint and self.subcommand == "fit" else None
-        )
-        if resumed and resumed.parent == self.experiment.absolute():
-            return resumed.name
-        return runs.next_folder(self.experiment, str(self.subcommand))
+    def _folder_name(self) -> int | str:
+        if self.checkpoint and self.subcommand == "fit":
+            resumed = runs.run_folder_of(self.checkpoint)
+            if resumed and resumed.parent == self.experiment.absolute():
+                return runs.version_of(resumed.name)
+        return runs.version_of(runs.next_folder(self.experiment, str(self.subcommand)))
 
     # ---- running
 
@@ -216,19 +182,22 @@ class StylesCLI(LightningCLI):
             raise
         say(*self.closing_lines())
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        words = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "predict" and words.get("return_predictions") is None:
+            words["return_predictions"] = False  # the pictures are on disk; keeping them all fills the memory
+        return words
+
     def opening_lines(self) -> list[str]:
         """What runs, on which device, how large the global batch is, and where it writes."""
-        model, trainer = self.model, self.trainer
+        model, trainer, count = self.model, self.trainer, self.trainer.world_size
         device = trainer.strategy.root_device.type
-        processes = f"{trainer.world_size} process{'es' if trainer.world_size > 1 else ''}"
-        parts = [f"{self.subcommand}: {type(model).__name__} on {device}, {processes}"]
+        parts = [f"{self.subcommand}: {type(model).__name__} on {count} x {device}"]
         batch = getattr(self.datamodule, "batch_size", None)
-        if batch is not None:
+        if isinstance(batch, int):
             accumulate = getattr(model, "accumulate", 1)
-            count = trainer.world_size
-            parts.append(
-                f"global batch {batch * count * accumulate} = {count} x {batch} x {accumulate} accumulated"
-            )
+            total = batch * count * accumulate
+            parts.append(f"global batch {total} = devices {count} x batch {batch} x accumulate {accumulate}")
         if self.subcommand == "fit" and trainer.max_steps > 0:
             parts.append(f"iterations {self.done} to {trainer.max_steps}")
         lines = [", ".join(parts)]
@@ -238,21 +207,46 @@ class StylesCLI(LightningCLI):
 
     def closing_lines(self) -> list[str]:
         """Where the results are and what to run next."""
-        own = list(getattr(self.model, "closing_lines", list)())
-        folder = self.trainer.log_dir
+        own, folder = list(getattr(self.model, "closing_lines", list)()), self.trainer.log_dir
         if self.subcommand != "fit" or folder is None:
-            return own or [f"Done: {self.subcommand}. Logs: {folder}"]
-        checkpoint = getattr(self.trainer.checkpoint_callback, "last_model_path", "") or getattr(
-            self.trainer.checkpoint_callback, "best_model_path", ""
-        )
-        lines = [f"Results: {folder}", *own]
-        if checkpoint:
-            place = relative(checkpoint)
-            lines.append(f"Checkpoint: {place}")
-            lines.append(
-                f"Next: python -m lightning_styles test --config {folder}/config.yaml --ckpt_path {place}"
-            )
-        return lines
+            return own or [f"Done: {self.subcommand}."]
+        saver = self.trainer.checkpoint_callback
+        saved = getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")
+        lines = [f"Results: {folder}"]
+        if saved:
+            lines.append(f"Checkpoint: {relative(saved)}")
+            options = f"--config {folder}/config.yaml --ckpt_path {relative(saved)}"
+            own = own or [f"Next: python -m lightning_styles test {options}"]
+        return [*lines, *own]
+
+
+class ParsedCLI(StylesCLI):
+    """Parses a command line and stops there."""
+
+    def _parse_ckpt_path(self) -> None:
+        pass
+
+    def _set_seed(self) -> None:
+        pass
+
+    def before_instantiate_classes(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def with_defaults(callbacks: list[Any], saving: bool, bar: bool) -> list[Any]:
+    """The callbacks of a config plus a checkpoint and a progress bar, unless it has its own or wants none."""
+    extra: list[Any] = []
+    if saving and not any(isinstance(callback, Checkpoint) for callback in callbacks):
+        extra.append(ModelCheckpoint(filename="last", enable_version_counter=False))
+    if bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+        extra.append(IterationBar())
+    return [*callbacks, *extra]
 
 
 def first_config(arguments: list[str]) -> Path | None:
@@ -267,38 +261,12 @@ def first_config(arguments: list[str]) -> Path | None:
 
 def relative(path: str) -> str:
     """`path` from the current folder where it lies below it."""
-    try:
-        return str(Path(path).relative_to(Path.cwd()))
-    except ValueError:
-        return path
+    return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path
 
 
-def yaml_tree(parser: StylesParser, settings: Any) -> dict[str, Any]:
-    """The config as plain values, as the saved YAML file holds it."""
-    import yaml
-
-    return yaml.safe_load(parser.dump(settings, skip_none=False, skip_validation=True, format="yaml"))
-
-
-def check_devices(accelerator: Any, devices: Any) -> None:
-    """Refuse more GPUs than there are, before anything is built.
-
-    Raises:
-        UserError: naming how many are visible.
-    """
-    count = torch.cuda.device_count()
-    wants_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and count > 0)
-    if not wants_gpu or torch.backends.mps.is_available():
-        return
-    if count == 0:
-        raise UserError(
-            f"trainer.accelerator is {accelerator}, but PyTorch sees no GPU here; use cpu or auto."
-        )
-    asked = int(devices) if str(devices).isdigit() else 0
-    if asked > count:
-        raise UserError(
-            f"trainer.devices is {asked}, but PyTorch sees {count} GPU(s) here; ask for at most {count}."
-        )
+def parse_only(arguments: list[str]) -> dict[str, Any]:
+    """The config of a command line as plain values; nothing is built."""
+    return readable(ParsedCLI, arguments).values
 
 
 def main(arguments: list[str]) -> int:
@@ -310,12 +278,5 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit code.
     """
-    quiet()
-    try:
-        StylesCLI(arguments)
-    except OmegaConfBaseException as error:
-        text = str(error).strip().splitlines()[0]
-        raise UserError(f"The config refers to something that is not there: {text}") from error
-    except MisconfigurationException as error:
-        raise UserError(str(error)) from error
+    readable(StylesCLI, arguments)
     return 0

@@ -11,14 +11,13 @@ NOISE = re.compile(
     r"|Given value|Expected a path but .* either not accessible or invalid$"
 )
 REWORD = (
+    (re.compile(r"^Subcommand '\w+' does not accept option '(.*)'"), r"there is no key '\1'"),
     (re.compile(r'^Parser key "(.*)":'), r"\1:"),
     (re.compile(r"^Problem with given class_path '(.*)':$"), r"in \1:"),
     (re.compile(r"^Expected a (?:<class ')?(.*?)(?:'>)?(?:\. Got value: (.*))?$"), r"expected \1, got \2"),
 )
 UNKNOWN_ARGUMENT = re.compile(r"Option '([\w.]+)' is not accepted")
-UNKNOWN_KEY = re.compile(
-    r"[Uu]nrecognized arguments?: (?:--)?([\w.+-]+)|[Kk]ey[s]? ['\"]?([\w.]+)['\"]? is not expected"
-)
+UNKNOWN_KEY = re.compile(r"does not accept option '([\w.]+)'|[Uu]nrecognized arguments?: (?:--)?([\w.+-]+)")
 CLASS_PATH = re.compile(r"class_path '([\w.]+)'|import path string: (\S+)")
 GIVEN = re.compile(r"^\s*Given value: (.*)$", re.MULTILINE)
 

@@ -29,6 +29,14 @@ def import_class(class_path: str) -> type:
         raise UserError(f"The class {class_path} cannot be imported: {error}.") from error
 
 
+def existing(name: str) -> Path:
+    """A file of the user's own, such as a style image."""
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise UserError(f"There is no file {name}; put it there or give its path in the config.")
+    return path
+
+
 def required_files(config: dict[str, Any]) -> list[RequiredFile]:
     """Locate what the model, the data and the callbacks of a config say they read.
 
@@ -43,7 +51,8 @@ def required_files(config: dict[str, Any]) -> list[RequiredFile]:
         ask = getattr(import_class(part["class_path"]), "required_models", None) if part else None
         for name, kind in ask(part.get("init_args") or {}) if ask else ():
             try:
-                found[name, kind] = RequiredFile(name, kind, Path(locate(name, kind)), "")
+                path = existing(name) if kind == "file" else Path(locate(name, kind))
+                found[name, kind] = RequiredFile(name, kind, path, "")
             except UserError as error:
                 found[name, kind] = RequiredFile(name, kind, None, str(error))
     return list(found.values())

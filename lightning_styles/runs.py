@@ -15,7 +15,7 @@ RUN_FOLDER = re.compile(r"(?:version|validate|test|predict|prepare)_\d+")
 
 
 def run_name(config: Path | None, class_path: str) -> str:
-    """The name of an experiment: tiny_sms for configs/tiny/sms.yaml; a run's saved config keeps the run's name."""
+    """The name of an experiment: tiny_sms for configs/tiny/sms.yaml; a saved config keeps its run's name."""
     if config is None:
         return class_path.rpartition(".")[2].lower()
     if RUN_FOLDER.fullmatch(config.parent.name):
@@ -30,6 +30,12 @@ def next_folder(experiment: Path, command: str) -> str:
     prefix = "version" if command == "fit" else command
     taken = [re.fullmatch(rf"{prefix}_(\d+)", folder.name) for folder in experiment.glob(f"{prefix}_*")]
     return f"{prefix}_{max((int(match.group(1)) + 1 for match in taken if match), default=0)}"
+
+
+def version_of(folder: str) -> int | str:
+    """What Lightning's loggers call the folder: 3 for version_3, other names as they are."""
+    number = folder.removeprefix("version_")
+    return int(number) if number.isdigit() else folder
 
 
 def run_folder_of(checkpoint: Path) -> Path | None:
@@ -81,14 +87,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} holds more than tensors and plain values and is not opened; `convert` reads other files."
+            f"{path} holds more than tensors and plain values, so opening it could run code; it is refused."
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise UserError(
             f"{path} cannot be read as a checkpoint; it may be cut short or of another kind."
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path} is not a training checkpoint; `convert` reads foreign files.")
+        raise UserError(f"{path} is not a training checkpoint.")
     return checkpoint
 
 

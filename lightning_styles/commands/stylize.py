@@ -1,0 +1,69 @@
+"""`stylize`: pictures in, stylized pictures out; everything else comes from the checkpoint."""
+
+import argparse
+import time
+from pathlib import Path
+
+from lightning_styles.commands import LightParser
+from lightning_styles.errors import UserError
+
+DEVICES = "auto, cpu, cuda, cuda:N or mps"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `stylize`."""
+    options = LightParser(
+        "stylize",
+        description="Stylize pictures with a trained checkpoint. Each result is a PNG at full resolution.",
+    )
+    options.add_argument("pictures", nargs="+", help="image files or folders")
+    options.add_argument("--style", required=True, metavar="CKPT", help="checkpoint file, or a run folder")
+    options.add_argument("--out", default="out", metavar="DIR", help="folder for the results (default: out)")
+    options.add_argument("--device", default="auto", help=f"{DEVICES} (default: auto)")
+    options.add_argument(
+        "--resolution", type=int, metavar="N", help="shorter side in pixels (default: the size of each file)"
+    )
+    options.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="pictures at once (default: 1)"
+    )
+    options.add_argument(
+        "--trust", action="store_true", help="accept a checkpoint that names classes outside lightning_styles"
+    )
+    return options
+
+
+def main(arguments: list[str]) -> int:
+    """Run `stylize` and return the exit code."""
+    options = parser().parse_args(arguments)
+    absent = [picture for picture in options.pictures if not Path(picture).exists()]
+    if absent:
+        raise UserError(f"There is no picture or folder {', '.join(absent)}.")
+    from lightning_styles.__main__ import check_siblings
+
+    check_siblings()
+    return run(options)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Build method and data, predict, and say where the results are."""
+    from lightning.pytorch import Trainer
+
+    from callbacks import ImageWriter
+    from datamodules import Pictures
+    from lightning_styles.console import quiet, say
+    from lightning_styles.devices import trainer_arguments
+    from lightning_styles.progress import IterationBar
+    from lightning_styles.trained import build_trained, open_trained
+
+    quiet()
+    where = trainer_arguments(options.device)
+    checkpoint, content = open_trained(options.style, options.trust)
+    data = Pictures(images=options.pictures, resolution=options.resolution, batch_size=options.batch_size)
+    model = build_trained(content)
+    silent = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = Trainer(**where, **silent, callbacks=[ImageWriter(options.out), IterationBar()])  # type: ignore[arg-type]
+    say(f"stylize: {type(model).__name__} from {checkpoint} on {trainer.strategy.root_device}")
+    start = time.perf_counter()
+    trainer.predict(model, datamodule=data, ckpt_path=str(checkpoint), return_predictions=False)
+    say(f"Done in {time.perf_counter() - start:.1f} s. Results: {options.out}")
+    return 0

@@ -1,0 +1,47 @@
+"""Whether the devices that were asked for exist, asked before anything is built."""
+
+from typing import Any
+
+import torch
+
+from lightning_styles.errors import UserError
+
+NAMES = "auto, cpu, cuda, cuda:N or mps"
+
+
+def check_devices(accelerator: Any, devices: Any) -> None:
+    """Refuse more GPUs than there are.
+
+    Args:
+        accelerator: the trainer's setting of that name.
+        devices: the trainer's setting of that name; only plain counts are checked here.
+
+    Raises:
+        UserError: naming how many are visible.
+    """
+    count = torch.cuda.device_count()
+    wants_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and count > 0)
+    if not wants_gpu or torch.backends.mps.is_available():
+        return
+    if count == 0:
+        raise UserError(f"trainer.accelerator is {accelerator}, but PyTorch sees no GPU; use cpu or auto.")
+    asked = int(devices) if str(devices).isdigit() else 0
+    if asked > count:
+        raise UserError(f"trainer.devices is {asked}, but PyTorch sees {count} GPU(s); ask for at most that.")
+
+
+def trainer_arguments(device: str) -> dict[str, Any]:
+    """`accelerator` and `devices` of a trainer for one device.
+
+    Raises:
+        UserError: when `device` is none that exists here.
+    """
+    name, _, index = device.partition(":")
+    if name in ("auto", "cpu", "mps") and not index:
+        return {"accelerator": name, "devices": 1}
+    if name != "cuda" or (index and not index.isdigit()):
+        raise UserError(f"--device is {device}; expected {NAMES}.")
+    number, count = int(index or 0), torch.cuda.device_count()
+    if number >= count:
+        raise UserError(f"--device is {device}, but PyTorch sees {count} GPU(s); use --device cpu.")
+    return {"accelerator": "gpu", "devices": [number]}

@@ -1,0 +1,82 @@
+"""From a checkpoint back to the method that wrote it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lightning.pytorch import LightningModule
+
+from lightning_styles.errors import UserError
+from lightning_styles.parser import StylesParser
+from lightning_styles.runs import find_checkpoint, read_checkpoint
+
+T = TypeVar("T")
+
+
+def build(base: type[T], class_path: str, init_args: dict[str, Any]) -> T:
+    """Instantiate a class from plain values, nested classes included.
+
+    Args:
+        base: class that `class_path` must be or inherit from.
+        class_path: dotted path of the class.
+        init_args: its arguments as a config file would hold them.
+    """
+    parser = StylesParser()
+    parser.add_subclass_arguments(base, "it", required=True)
+    config = parser.parse_object({"it": {"class_path": class_path, "init_args": init_args}})
+    return parser.instantiate_classes(config)["it"]
+
+
+def open_trained(given: str, trust: bool = False) -> tuple[Path, dict[str, Any]]:
+    """Find and read a checkpoint of this project.
+
+    Args:
+        given: a .ckpt file or a run folder.
+        trust: also accept classes from outside `lightning_styles`; naming a class imports its module.
+
+    Returns:
+        The file and its content.
+
+    Raises:
+        UserError: when it is not a checkpoint of this project, or names a foreign class and `trust` is False.
+    """
+    path = find_checkpoint(given)
+    if path is None:
+        raise UserError(f"There is no checkpoint {given}.")
+    content = read_checkpoint(path)
+    own = content.get("lightning_styles")
+    if own is None:
+        raise UserError(f"{path} was not written by lightning_styles.")
+    foreign = [name for name in class_paths(own) if not name.startswith("lightning_styles.")]
+    if foreign and not trust:
+        raise UserError(
+            f"{path} wants to import {', '.join(foreign)}, which is not part of lightning_styles. "
+            "If you know where the file comes from, add --trust."
+        )
+    return path, content
+
+
+def class_paths(tree: Any) -> Iterator[str]:
+    """Every class path in nested plain values."""
+    if isinstance(tree, dict):
+        if isinstance(tree.get("class_path"), str):
+            yield tree["class_path"]
+        tree = list(tree.values())
+    if isinstance(tree, (list, tuple)):
+        for branch in tree:
+            yield from class_paths(branch)
+
+
+def build_trained(content: dict[str, Any]) -> LightningModule:
+    """The method of an opened checkpoint, with its settings and without its weights."""
+    own = content["lightning_styles"]
+    init_args = {key: value for key, value in own["init_args"].items() if not key.startswith("_")}
+    return build(LightningModule, own["class_path"], init_args)
+
+
+def load_weights(model: LightningModule, content: dict[str, Any]) -> None:
+    """Build the networks of `model` and fill in the trained weights, as Trainer does before a run."""
+    model.configure_model()
+    model.on_load_checkpoint(content)
+    model.load_state_dict(content["state_dict"], strict=model.strict_loading)
+    model.eval()
