@@ -14,15 +14,10 @@ from torch import Tensor
 
 from lightning_styles.errors import UserError
 
-BASES = {
-    768: "Stable Diffusion 1.x",
-    1024: "Stable Diffusion 2.x",
-    2048: "SDXL",
-}  # by width of the text embedding
+# By the width of the text embedding.
+BASES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # in folders of diffusers and PEFT
-FACTOR = re.compile(
-    r"[._]lora(?:_linear_layer)?[._](up|down|A|B)\b"
-)  # from here on a key names a factor of its layer
+FACTOR = re.compile(r"[._]lora(?:_linear_layer)?[._](up|down|A|B)\b")  # where the layer's name ends in a key
 REFUSED = {
     r"\.hada_": "LoHa",
     r"\.lokr_": "LoKr",

@@ -91,20 +91,16 @@ def load_style_lora(
         return LoraReport(str(path), tuple(used), tuple(unused), tuple(skipped), ranks, alphas, base)
     layers = translate(folded, unet, path, base)
     used, unused = fit(layers["unet"], unet, path, base)
-    add_adapter(
-        unet, {k: v for k, v in layers["unet"].items() if layer_of(k) in used}, name, strength, "unet"
-    )
-    skipped = names_of(layers["text_encoder"] | layers["text_encoder_2"])
-    if text_encoder is not None and layers["text_encoder"]:
-        fit(
-            {k.removeprefix("text_model."): v for k, v in layers["text_encoder"].items()},
-            text_encoder,
-            path,
-            base,
-        )
-        add_adapter(text_encoder, layers["text_encoder"], name, strength, "text_encoder")
-        used += [f"text_encoder.{name}" for name in names_of(layers["text_encoder"])]
-        skipped = names_of(layers["text_encoder_2"])
+    text = layers["text_encoder"]
+    found, skipped = [], names_of(text | layers["text_encoder_2"])
+    if text_encoder is not None and text:
+        prefix = "" if hasattr(text_encoder, "text_model") else "text_model."  # gone in newer transformers
+        text = {key.removeprefix(prefix): value for key, value in text.items()}
+        found, left = fit(text, text_encoder, path, base)
+        skipped = left + names_of(layers["text_encoder_2"])
+        add_adapter(text_encoder, only(text, found), name, strength, "text_encoder")
+    add_adapter(unet, only(layers["unet"], used), name, strength, "unet")
+    used += [f"text_encoder.{module}" for module in found]
     return LoraReport(str(path), tuple(used), tuple(unused), tuple(skipped), ranks, alphas, base)
 
 
@@ -150,6 +146,11 @@ def fit(layers: Mapping[str, Tensor], model: nn.Module, path: Path, base: str) -
             f"({detail}); choose a LoRA that was made for this base model"
         )
     return used, unused
+
+
+def only(layers: Mapping[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+    """The factors of the named layers."""
+    return {key: value for key, value in layers.items() if layer_of(key) in set(names)}
 
 
 def add_adapter(model: Any, layers: Mapping[str, Tensor], name: str, strength: float, part: str) -> None:
