@@ -5,9 +5,9 @@ from torch import Tensor
 
 from datamodules.scenes.backdrop import draw_backdrop, draw_light, paint_backdrop
 from datamodules.scenes.layers import Stage, Window
-from datamodules.scenes.palette import ANIMAL_LABELS, ANIMAL_EYES, COLOUR_TABLE, COLOURS, FURS
+from datamodules.scenes.palette import ANIMAL_EYES, ANIMAL_LABELS, COLOUR_TABLE, COLOURS, FURS
 from datamodules.scenes.sampling import Draw
-from datamodules.scenes.sdf import blend, bump, carve, circle, ellipse, segment, smooth
+from datamodules.scenes.sdf import blend, bump, carve, circle, ellipse, smooth
 
 FUR, EARS, EYES, NOSE, MOUTH, COLLAR = range(1, len(ANIMAL_LABELS))
 
@@ -64,8 +64,8 @@ class Muzzle:
         self.face = self.face + tuft * (1 - self.dog)
         flow = torch.atan2(self.x, self.y + 0.5)
         radius = circle(self.x, self.y + 0.5, 0.0)
-        self.strands = 0.5 * (flow * 70 + stage["strands"] + 3 * (radius * 16).sin()).sin() + 0.5 * (
-            flow * 47 - 2 * (radius * 23 + 5 * flow).sin()).sin()  # fmt: skip
+        tufts = (radius * 21 + 7 * (flow * 9 + stage["strands"]).sin()).sin()
+        self.strands = (flow * 52 + stage["strands"] + 0.7 * tufts).sin() * (0.55 + 0.45 * tufts)
         self.light = stage.lit(self.x / 1.05, (self.y + 0.05) / 0.95)
 
     def part(self, across: Tensor | float, down: float, depth: float, window: Window, side: int = 1) -> tuple[Tensor, Tensor]:
@@ -124,10 +124,10 @@ def _add_ears(stage: Stage, head: Muzzle, floppy: bool) -> None:
             light = stage.lit((u - swing) * side * 2.5, (y - 0.05) * 1.2) - 0.04
             stage.add(EARS, ear * head.scale, fur * 0.74, window, light=light, texture=head.strands, opacity=has, soft=0.02)
             continue
-        top = -0.62 - 0.46 * size
-        lean = (u - 0.55) * 0.90 - (y + 0.62) * 0.20
-        sides = torch.maximum(0.62 * (lean.abs() - 0.30) - 0.28 * (y + 0.40) * -1 * 0 - 0.29 * (y - top - 0.72), top - y)
-        ear = carve(sides, y + 0.12, 0.1) - 0.03
+        tip = -0.58 - 0.46 * size
+        inner = (tip - y) * 0.62 - (u - 0.66) * 0.78
+        outer = (tip - y) * 0.34 + (u - 0.66) * 0.94
+        ear = carve(carve(inner, outer, 0.06), y + 0.20, 0.1) - 0.03
         light = stage.lit(side * 0.3 + 0 * x, (y + 0.6) * 0.8)
         stage.add(EARS, ear * head.scale, fur * 0.92, window, light=light, texture=head.strands, opacity=has, soft=0.02)
         stage.add(EARS, (ear + 0.10) * head.scale, pink, window, light=0.9 + 0.35 * (y + 0.7), opacity=has, soft=0.03,

@@ -237,7 +237,7 @@ def add_neck(stage: Stage, head: Head, neckline: Tensor) -> None:
     window = stage.window(-1, 1, 0.1, 1)
     x, y = window.cut(head.body_x), window.cut(head.body_y)
     man = stage["gender"]
-    width = (0.33 + 0.07 * man) * (1 + 0.25 * (y - 1.0).square())
+    width = (0.29 + 0.08 * man) * (1 + 0.25 * (y - 1.0).square())
     column = torch.maximum(x.abs() - width, y - 1.36).maximum(0.2 - y)
     distance = torch.minimum(column, window.cut(neckline)) * head.scale
     light = stage.lit(x / 0.75, 0 * y - 0.1) - 0.03

@@ -14,16 +14,16 @@ HAIR, HAT = PORTRAIT_LABELS.index("hair"), PORTRAIT_LABELS.index("hat")
 # arch, its top, its roundness (2 an ellipse, more is flatter), how far the parting moves its top.
 _STYLES = [
     [0.00, -3.0, 0.50, 0.00, 0.00, 0.00, 0.60, -0.60, 2.0, 0.0],  # bald
-    [0.11, 0.02, 0.70, 0.00, 0.00, 0.00, 0.69, -0.56, 2.7, 0.4],  # short
-    [0.19, 0.04, 0.72, 0.00, 0.00, 0.00, 0.69, -0.60, 1.9, 1.5],  # parted
-    [0.17, 0.00, 0.70, 0.00, 0.00, 0.12, 0.69, -0.54, 2.7, 0.2],  # spiky
-    [0.26, 0.42, 0.98, 0.00, 0.06, 0.00, 0.66, -0.52, 2.3, 0.3],  # curly
-    [0.13, 0.84, 0.86, 0.02, 0.00, 0.00, 0.60, -0.55, 1.7, 1.2],  # bob
+    [0.11, 0.02, 0.70, 0.00, 0.00, 0.00, 0.69, -0.60, 2.8, 0.4],  # short
+    [0.19, 0.04, 0.72, 0.00, 0.00, 0.00, 0.69, -0.63, 2.1, 1.5],  # parted
+    [0.17, 0.00, 0.70, 0.00, 0.00, 0.12, 0.69, -0.58, 2.8, 0.2],  # spiky
+    [0.26, 0.42, 0.98, 0.00, 0.06, 0.00, 0.66, -0.56, 2.4, 0.3],  # curly
+    [0.13, 0.84, 0.86, 0.02, 0.00, 0.00, 0.62, -0.64, 1.8, 1.3],  # bob
     [0.12, 1.05, 0.86, 0.00, 0.00, 0.00, 0.61, -0.22, 5.0, 0.1],  # fringe
-    [0.12, 1.62, 0.90, 0.02, 0.00, 0.00, 0.61, -0.60, 1.7, 1.1],  # long
-    [0.15, 1.50, 1.00, 0.06, 0.00, 0.00, 0.61, -0.57, 1.8, 1.2],  # wavy
-    [0.06, 0.06, 0.70, 0.00, 0.00, 0.00, 0.64, -0.60, 2.0, 0.6],  # bun
-    [0.08, 0.06, 0.70, 0.00, 0.00, 0.00, 0.64, -0.58, 2.0, 0.8],  # ponytail
+    [0.12, 1.62, 0.90, 0.02, 0.00, 0.00, 0.62, -0.68, 1.8, 1.2],  # long
+    [0.15, 1.50, 1.00, 0.06, 0.00, 0.00, 0.62, -0.66, 1.8, 1.3],  # wavy
+    [0.06, 0.06, 0.70, 0.00, 0.00, 0.00, 0.68, -0.68, 2.3, 0.8],  # bun
+    [0.08, 0.06, 0.70, 0.00, 0.00, 0.00, 0.68, -0.66, 2.3, 1.0],  # ponytail
 ]
 
 
@@ -73,10 +73,11 @@ class Hair:
         centre, _ = self.head.place(0.0)
         x, y = self.x, self.y
         top = self.top + self.stage["hairline"]
-        foot = 0.28
+        foot = 0.12
         rise = ((foot - y) / (foot - top)).clamp(0, 2)
         shifted = x - centre * 0.62 - self.part * 0.42 * rise.square()
-        jag = 0.012 * (self.flow * 70 + self.stage["strands"]).sin() + 0.012 * (self.flow * 27).sin()
+        locks = 0.007 * (self.flow * 62 + self.stage["strands"]).sin() + 0.014 * (self.flow * 23).sin()
+        jag = locks * (0.25 + 0.75 * (self.power > 2.5))
         arch = ((shifted.abs() / self.arch) ** self.power + (rise + jag * 2).clamp(min=0) ** self.power) ** (1 / self.power)
         return (arch - 1) * 0.6 * self.arch.clamp(max=0.62)
 
@@ -94,7 +95,7 @@ class Hair:
         """A broken band of light around the crown."""
         at = self.x - 0.35 * self.stage["light_x"]
         band = torch.exp(-((self.y + 0.72 - 0.28 * at.square()) / 0.11).square())
-        return band * (0.10 + 0.07 * (self.flow * 48 + self.stage["strands"]).sin()) * torch.exp(-(at / 0.6).square())
+        return band * (0.12 + 0.018 * (self.flow * 48 + self.stage["strands"]).sin()) * torch.exp(-(at / 0.6).square())
 
 
 def add_hair_back(stage: Stage, hair: Hair) -> None:

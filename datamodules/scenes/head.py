@@ -42,7 +42,7 @@ class Head:
         jaw = stage["jaw"] * 0.03 + stage.scenes.values["gender"].view(-1, 1, 1) * 0.05 - 0.025
         self.width = width * stage["face_width"]
         self.cheek = self.cheek * stage["face_width"]
-        self.chin = self.chin + jaw
+        self.chin = self.chin + jaw + 0.03
         self.window = stage.window(-0.78, 0.78, -0.82, 0.82)
         self.face = self.outline(self.window.cut(self.x), self.window.cut(self.y))
 

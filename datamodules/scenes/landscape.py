@@ -78,9 +78,10 @@ def _paint_sky(stage: Stage, fade: Tensor) -> None:
     sky = zenith + (low - zenith) * fade
     night = (stage["time"] == 3).float()
     cell_x, cell_y = (stage.x * 7 + 3 * stage["cloud_phase"]), stage.y * 7 + stage["cloud_phase"]
-    jitter = (12.9 * cell_x.floor() + 78.2 * cell_y.floor()).sin() * 0.35
-    star = circle(cell_x % 1 - 0.5 - jitter, cell_y % 1 - 0.5 + jitter * 0.7, 0.0)
-    star = (0.09 - star).clamp(min=0) * 12 * (jitter > 0.05) * night * (1 - fade[:, 0])
+    seat = (12.9 * cell_x.floor() + 78.2 * cell_y.floor()).sin() * 500
+    at_x, at_y = (seat % 1) * 0.8 + 0.1, (seat * 7.3 % 1) * 0.8 + 0.1
+    star = circle(cell_x % 1 - at_x, cell_y % 1 - at_y, 0.0)
+    star = (0.09 - star).clamp(min=0) * 12 * (seat * 3.1 % 1) * night * (1 - fade[:, 0])
     glow_at = circle(stage.x - stage["sun_x"], stage.y - _sun_y(stage, stage["horizon"]), 0.0)
     glow = 0.28 * torch.exp(-(glow_at / 0.42).square()) * (1 - 0.5 * night)
     sky = sky + star[:, None] + glow[:, None] * (stage["sun_rgb"][:, :, None, None] - sky)
@@ -146,6 +147,8 @@ def _add_mountains(stage: Stage, level: Tensor) -> None:
         distance = (top - stage.y) * 0.6
         fall = torch.cat([top[..., :1] - top[..., 1:2], top[..., :-1] - top[..., 1:]], dim=-1) * stage.pixels / 2
         light = 1.0 - 0.18 * torch.tanh(3 * fall * stage["light_x"].sign()).expand(-1, stage.pixels, -1)
+        stage.add(MOUNTAINS, distance, _tinted(stage, rock, haze), stage.everywhere, light=light, opacity=has,
+                  soft=0.015)  # fmt: skip
         saw = ((stage.x * 9 + phase) % 1.0 - 0.5).abs()
         line = level - stage["peak"] * (0.34 - 0.08 * number) - 0.09 * saw
         cap = torch.maximum(distance, (stage.y - line) * 0.8)
@@ -243,5 +246,5 @@ def _add_trees(stage: Stage, level: Tensor) -> None:
         crown = torch.where(pine > 0, torch.maximum(needle, -1.02 - y), round_crown)
         light = 0.98 + 0.9 * x * stage["light_x"].sign() - 0.25 * (y + 0.5)
         leaves = ((x * 52 + 20 * y).sin() + (y * 61 - 14 * x).sin()) / 2
-        stage.add(TREES, crown * size, _tinted(stage, stage["tree_rgb"]), stage.everywhere, light=light, texture=leaves,
+        stage.add(TREES, crown * size, _tinted(stage, stage["tree_rgb"]), stage.everywhere, light=light + 0.1 * leaves,
                   opacity=has)  # fmt: skip

@@ -137,8 +137,8 @@ def add_mask(stage: Stage, head: Head) -> None:
     pleat = smooth(((at.y - 0.15 * x.square()) * 26).sin(), -0.9, 0.6)
     light = stage.lit(x / 0.9, at.y / 1.2) * (0.88 + 0.14 * pleat)
     for side in (-1, 1):
-        ear = torch.where(head.turn * side > 0, 0.60, 0.72)
-        loop = segment(window.cut(head.x), window.cut(head.y), (side * 0.5, 0.34), (side * ear, 0.0), 0.018)
+        ear = torch.where(head.turn * side > 0, 0.72, 0.76)
+        loop = segment(window.cut(head.x), window.cut(head.y), (side * 0.6, 0.36), (side * ear, 0.02), 0.016)
         stage.add(MASK, loop * head.scale, cloth, window, opacity=has, outline=0.5)
     stage.add(MASK, shape * head.scale, cloth, window, light=light, opacity=has)
 

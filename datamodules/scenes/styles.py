@@ -123,9 +123,9 @@ def watercolor(stage: Stage) -> Tensor:
     pigment = 1 + 0.16 * _noise(stage, 6, 5) + 0.07 * _noise(stage, 24, 6)
     grain = _noise(stage, 64, 7)
     paper = torch.tensor([0.985, 0.975, 0.945], device=grain.device).view(1, 3, 1, 1)
-    border = torch.maximum(stage.x.abs(), stage.y.abs()) - 0.90 + 0.07 * bleed
-    wash = (0.80 * cover(border, 0.10) * pigment).clamp(0, 1)[:, None]
-    canvas = paper + wash * (0.25 + 0.75 * stage.backdrop - paper)
+    border = torch.maximum(stage.x.abs(), stage.y.abs()) - 0.91 + 0.07 * bleed
+    wash = (0.85 * pigment).clamp(0, 1)[:, None]
+    canvas = paper + wash * (0.2 + 0.8 * stage.backdrop - paper)
     for layer in stage.layers:
         window = layer.window
         distance = layer.distance + (0.006 if layer.stroke else 0.014) * window.cut(bleed)
@@ -139,6 +139,7 @@ def watercolor(stage: Stage) -> Tensor:
         colour = 1 - (1 - thin) * depth[:, None] * (0.98 - 0.12 * thin)
         alpha = cover(distance, 0.4 * layer.soft + 0.012 + 1.5 * pixel) * layer.opacity * (1.0 if layer.stroke else 0.95)
         _put(canvas, layer, alpha, colour.clamp(0.02, 1))
+    canvas = paper + cover(border, 0.10)[:, None] * (canvas - paper)
     return (canvas * (1 - 0.035 * grain[:, None])).clamp(0, 1)
 
 
