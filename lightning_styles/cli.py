@@ -102,7 +102,7 @@ class StylesCLI(LightningCLI):
         """The parsed config of the command as plain values, as the saved YAML file holds it."""
         parser = self._parser(self.config["subcommand"])
         return yaml.safe_load(
-            parser.dump(self.settings, skip_none=False, skip_validation=True, format="yaml")
+            parser.dump(self.settings, skip_unset=False, skip_validation=True, format="yaml")
         )
 
     @property

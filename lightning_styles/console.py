@@ -4,15 +4,19 @@ import logging
 import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
+import lightning
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from lightning_styles.errors import UserError
+from lightning_styles.parser import users_mistake
 
 T = TypeVar("T")
+LIGHTNING = str(Path(lightning.__file__).parent)
 
 ADVERTS = (
     r".*`srun` command is available.*",
@@ -25,6 +29,8 @@ ADVERTS = (
     r".*exists and is not empty.*",
     r".*dirpath has changed.*",
     r".*smaller than the logging interval.*",
+    r".*callbacks used to create the checkpoint need to be provided.*",
+    r".*has `__len__` defined.*",
 )
 
 
@@ -39,8 +45,14 @@ def quiet() -> None:
     """Keep Lightning's tips and its notes about normal situations off the console."""
     for pattern in ADVERTS:
         warnings.filterwarnings("ignore", message=pattern)
-    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(not_lightnings_own)
+
+
+def not_lightnings_own(record: logging.LogRecord) -> bool:
+    """Whether to show a record: not if Lightning itself wrote it just for information."""
+    return record.levelno >= logging.WARNING or not record.pathname.startswith(LIGHTNING)
 
 
 def readable(run: Callable[[list[str]], T], arguments: list[str]) -> T:
@@ -59,3 +71,7 @@ def readable(run: Callable[[list[str]], T], arguments: list[str]) -> T:
         raise UserError(f"The config cannot be resolved: {str(error).splitlines()[0]}") from error
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except ValueError as error:
+        if mistake := users_mistake(error):
+            raise mistake from None
+        raise

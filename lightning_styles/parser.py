@@ -51,9 +51,16 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid YAML: {error}.") from error
     if not isinstance(content, dict):
         raise UserError(
-            f"{path} holds {type(content).__name__}, expected keys such as model:, data: and trainer:."
+            f"{path} holds a {type(content).__name__}, expected keys such as model: and trainer:."
         )
     return content
+
+
+def users_mistake(error: BaseException | None) -> UserError | FileNotFoundError | None:
+    """The user's mistake behind `error`: the parser reports one made in a constructor as a wrong type."""
+    while error is not None and not isinstance(error, (UserError, FileNotFoundError)):
+        error = error.__cause__
+    return error
 
 
 class ConfigFile(ActionConfigFile):

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from lightning.pytorch import LightningModule
 
 from lightning_styles.errors import UserError
-from lightning_styles.parser import StylesParser
+from lightning_styles.parser import StylesParser, users_mistake
 from lightning_styles.runs import find_checkpoint, read_checkpoint
 
 T = TypeVar("T")
@@ -24,7 +24,12 @@ def build(base: type[T], class_path: str, init_args: dict[str, Any]) -> T:
     parser = StylesParser()
     parser.add_subclass_arguments(base, "it", required=True)
     config = parser.parse_object({"it": {"class_path": class_path, "init_args": init_args}})
-    return parser.instantiate_classes(config)["it"]
+    try:
+        return parser.instantiate(config)["it"]
+    except ValueError as error:
+        if mistake := users_mistake(error):
+            raise mistake from None
+        raise
 
 
 def open_trained(given: str, trust: bool = False) -> tuple[Path, dict[str, Any]]:

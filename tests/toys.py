@@ -1,5 +1,6 @@
 """A method, its data and a callback that train in milliseconds; the tests of the command line run on them."""
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -65,13 +66,14 @@ class ToyStyle(L.LightningModule):
         self.save_hyperparameters()
         self.layer = torch.nn.Linear(size, 1)
         self.weights = weights or {}
+        self.learning_rate, self.fail = learning_rate, fail
 
     @classmethod
     def required_models(cls, init_args: dict[str, Any]) -> list[tuple[str, str]]:
         return [(init_args["base"], "lora")] if init_args.get("base") else []
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        if self.hparams["fail"]:
+        if self.fail:
             raise UserError("the toy was told to fail; set model.init_args.fail to false.")
         return self.layer(batch).square().mean()
 
@@ -82,7 +84,7 @@ class ToyStyle(L.LightningModule):
         return self.layer(batch)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=self.hparams["learning_rate"])
+        return torch.optim.SGD(self.parameters(), lr=self.learning_rate)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["lightning_styles"] = {
@@ -115,3 +117,37 @@ class Greeter(L.Callback):
 
     def __init__(self, message: str = "hello", every: int = 1) -> None:
         self.message, self.every = message, every
+
+
+class Interrupt(L.Callback):
+    """Presses Ctrl-C in the first iteration."""
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        raise KeyboardInterrupt
+
+
+class ToyPainter(ToyStyle):
+    """Brightens pictures, and can be exported.
+
+    Args:
+        shift: what is added to every pixel.
+        base: name of a pretrained file.
+    """
+
+    def __init__(self, shift: float = 0.0, base: str | None = None) -> None:
+        super().__init__(base=base)
+        self.save_hyperparameters()
+        self.finished: set[str] = set()
+        self.base_models: dict[str, str] = {}
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:  # type: ignore[override]
+        images = batch["image"] + self.hparams["shift"]
+        return {"image": list(images), "name": batch["name"], "settings": {}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        init_args = {"shift": self.hparams["shift"], "base": self.hparams["base"]}
+        checkpoint["lightning_styles"] |= {"class_path": "tests.toys.ToyPainter", "init_args": init_args}
+
+    def export(self, path: Path, format: str) -> None:
+        torch.save({"format": format, "weight": self.layer.weight.detach()}, path)

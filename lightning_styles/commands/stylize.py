@@ -1,7 +1,6 @@
 """`stylize`: pictures in, stylized pictures out; everything else comes from the checkpoint."""
 
 import argparse
-import time
 from pathlib import Path
 
 from lightning_styles.commands import LightParser
@@ -63,7 +62,5 @@ def run(options: argparse.Namespace) -> int:
     silent = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     trainer = Trainer(**where, **silent, callbacks=[ImageWriter(options.out), IterationBar()])  # type: ignore[arg-type]
     say(f"stylize: {type(model).__name__} from {checkpoint} on {trainer.strategy.root_device}")
-    start = time.perf_counter()
     trainer.predict(model, datamodule=data, ckpt_path=str(checkpoint), return_predictions=False)
-    say(f"Done in {time.perf_counter() - start:.1f} s. Results: {options.out}")
     return 0

@@ -1,0 +1,209 @@
+"""check, convert and stylize."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from lightning_styles.__main__ import main
+from lightning_styles.commands import check, convert
+from lightning_styles.devices import trainer_arguments
+from lightning_styles.errors import UserError
+from lightning_styles.trained import build, class_paths
+
+TOY: dict[str, Any] = {
+    "model": {"class_path": "tests.toys.ToyPainter", "init_args": {"shift": 0.5}},
+    "data": {"class_path": "tests.toys.ToyData"},
+    "trainer": {"max_steps": 2, "accelerator": "cpu", "enable_progress_bar": False},
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with toy.yaml in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning_styles"])
+    Path("toy.yaml").write_text(yaml.safe_dump(TOY), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def trained(capsys: pytest.CaptureFixture[str]) -> str:
+    """A run folder of the toy."""
+    assert main(["fit", "--config", "toy.yaml"]) == 0
+    capsys.readouterr()
+    return "runs/toy/version_0"
+
+
+# ---- check
+
+
+def test_check_without_a_config_reports_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check"]) == 0
+    out = capsys.readouterr().out
+    assert "ok       torch " in out
+    assert "ok       packages: lightning_styles, datamodules, callbacks" in out
+    assert out.splitlines()[-1] == "All is there. Next: python -m lightning_styles fit --config FILE"
+
+
+def test_check_finds_what_a_config_needs(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    Path("style.safetensors").touch()
+    assert main(["check", "--config", "toy.yaml", "--model.init_args.base", "style.safetensors"]) == 0
+    assert "ok       lora style.safetensors: style.safetensors" in capsys.readouterr().out
+
+
+def test_check_says_what_is_missing_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--config", "toy.yaml", "--model.init_args.base", "nowhere"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("MISSING") and "'nowhere'" in line]
+    assert lines[-1] == "1 thing to mend, see the lines marked MISSING."
+
+
+def test_check_reports_a_data_module_that_finds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--data.class_path", "datamodules.Pictures", "--data.init_args.images", "no/photos"]
+    assert main(["check", "--config", "toy.yaml", *arguments]) == 1
+    assert "MISSING  data: " in capsys.readouterr().out
+
+
+def test_check_of_a_wrong_config_says_what_fit_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--config", "toy.yaml", "--trainer.max_steps", "x"]) == 2
+    assert capsys.readouterr().err == "error: trainer.max_steps: expected int, got x\n"
+
+
+def test_torch_and_torchvision_of_different_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "build_of", lambda package: {"torch": "cpu", "torchvision": "cu130"}[package])
+    assert check.builds() == [
+        (False, "torch is built for cpu, torchvision for cu130: install both from one package index")
+    ]
+
+
+def test_build_is_read_from_the_version_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "vision_of_test"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError", encoding="utf-8")
+    (package / "version.py").write_text("__version__ = '0.29.2+cu132'\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert check.build_of("vision_of_test") == "cu132"
+    assert check.build_of("no_such_package") is None
+
+
+def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "PACKAGES", ("no-such-package",))
+    good, text = check.versions()[-1]
+    assert not good
+    assert text.startswith("no-such-package is not installed: run pip install")
+
+
+# ---- convert
+
+
+def test_convert_hands_a_trained_checkpoint_to_its_method(
+    trained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", trained, "out/style.pt", "--to", "kohya", "--trust"]) == 0
+    assert capsys.readouterr().out == "Wrote out/style.pt\n"
+    exported = torch.load("out/style.pt", weights_only=True)
+    saved = torch.load(f"{trained}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert exported["format"] == "kohya"
+    assert torch.equal(exported["weight"], saved["layer.weight"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["nowhere", "x", "--to", "kohya"], 1, "error: There is no file or folder nowhere.\n"),
+        (["toy.yaml", "x", "--to", "kohya"], 1, "error: toy.yaml cannot be read as a checkpoint"),
+        (["toy.yaml", "x", "--to", "kohia"], 2, "error: argument --to: invalid choice: 'kohia'"),
+        (["toy.yaml", "x"], 2, "error: the following arguments are required: --to\n"),
+    ],
+)
+def test_convert_mistakes(
+    arguments: list[str], code: int, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", *arguments]) == code
+    assert capsys.readouterr().err.startswith(expected)
+
+
+def test_foreign_classes_need_trust(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", trained, "x", "--to", "kohya"]) == 1
+    err = capsys.readouterr().err
+    assert "wants to import tests.toys.ToyPainter, which is not part of lightning_styles" in err
+    assert "--trust" in err
+
+
+def test_a_checkpoint_of_another_project(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": {}}, "other.ckpt")
+    assert main(["convert", "other.ckpt", "x", "--to", "kohya"]) == 1
+    assert capsys.readouterr().err == "error: other.ckpt was not written by lightning_styles.\n"
+
+
+def test_conversions_can_be_registered(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(convert, "CONVERSIONS", dict(convert.CONVERSIONS))
+
+    @convert.conversion("upper", "text file", "text in capitals")
+    def upper(source: Path, output: Path, name: str, trust: bool) -> None:
+        output.write_text(source.read_text("utf-8").upper(), encoding="utf-8")
+
+    Path("a.txt").write_text("style", encoding="utf-8")
+    assert main(["convert", "a.txt", "b.txt", "--to", "upper"]) == 0
+    assert Path("b.txt").read_text("utf-8") == "STYLE"
+    assert main(["convert", "--help"]) == 0
+    assert "text file -> text in capitals" in capsys.readouterr().out
+
+
+# ---- stylize
+
+
+def test_stylize_takes_everything_from_the_checkpoint(trained: str) -> None:
+    Path("photos").mkdir()
+    Image.new("RGB", (40, 24), (0, 0, 0)).save("photos/black.png")
+    arguments = ["photos", "--style", trained, "--out", "out", "--device", "cpu", "--trust"]
+    assert main(["stylize", *arguments]) == 0
+    with Image.open("out/black.png") as result:
+        assert result.size == (40, 24)
+        assert result.getpixel((0, 0)) == (64, 64, 64)  # -1 + shift 0.5, on the scale of 0 to 255
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["nowhere", "--style", "x"], "error: There is no picture or folder nowhere.\n"),
+        (["toy.yaml", "--style", "nope.ckpt"], "error: There is no checkpoint nope.ckpt"),
+        (["toy.yaml", "--style", "x", "--device", "gpu0"], "error: --device is gpu0; expected auto, cpu"),
+    ],
+)
+def test_stylize_mistakes(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stylize", *arguments]) == 1
+    assert capsys.readouterr().err.startswith(expected)
+
+
+# ---- the parts
+
+
+def test_trainer_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert trainer_arguments("auto") == {"accelerator": "auto", "devices": 1}
+    assert trainer_arguments("cuda:1") == {"accelerator": "gpu", "devices": [1]}
+    with pytest.raises(UserError, match="PyTorch sees 2 GPU"):
+        trainer_arguments("cuda:2")
+
+
+def test_class_paths_are_found_at_any_depth() -> None:
+    tree = {
+        "class_path": "a.A",
+        "init_args": {"nets": [{"class_path": "b.B"}], "x": {"y": {"class_path": "c.C"}}},
+    }
+    assert list(class_paths(tree)) == ["a.A", "b.B", "c.C"]
+
+
+def test_build_makes_an_object_from_plain_values() -> None:
+    from lightning.pytorch import Callback
+
+    greeter = build(Callback, "tests.toys.Greeter", {"message": "hi", "every": 3})
+    assert (type(greeter).__name__, greeter.message, greeter.every) == ("Greeter", "hi", 3)  # type: ignore[attr-defined]

@@ -1,0 +1,99 @@
+"""The light entry: what it answers, with which exit code, and that it imports nothing heavy for it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_styles import __version__
+from lightning_styles.__main__ import LIGHT, TRAINING, check_siblings, main
+from lightning_styles.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_help_lists_every_command_with_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for name, about in {**TRAINING, **LIGHT}.items():
+        assert f"  {name:<9} {about}" in out
+
+
+def test_no_command_prints_the_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "usage: python -m lightning_styles <command>" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lightning_styles {__version__}\n"
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("fti", "fit"), ("stylise", "stylize"), ("chek", "check")])
+def test_mistyped_command_suggests_the_likely_one(
+    typed: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([typed]) == 2
+    assert capsys.readouterr().err == f"error: there is no command '{typed}': did you mean '{meant}'?\n"
+
+
+def test_unlike_any_command_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["xyzzy"]) == 2
+    assert "the commands are fit, validate, test, predict, prepare, check" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "text"),
+    [
+        (UserError("too large: halve it."), 1, "error: too large: halve it.\n"),
+        (FileNotFoundError("no weights at x"), 1, "error: no weights at x\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (SystemExit(2), 2, ""),
+    ],
+)
+def test_errors_become_one_line_and_an_exit_code(
+    raised: BaseException,
+    code: int,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(arguments: list[str]) -> int:
+        raise raised
+
+    monkeypatch.setattr("lightning_styles.__main__._dispatch", fail)
+    assert main(["fit"]) == code
+    assert capsys.readouterr().err == text
+
+
+def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(arguments: list[str]) -> int:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("lightning_styles.__main__._dispatch", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["fit"])
+
+
+def test_a_folder_that_hides_callbacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.split(".")[0] == "callbacks"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UserError, match="rename that one") as caught:
+        check_siblings()
+    assert str(tmp_path / "callbacks") in str(caught.value)
+
+
+def test_light_commands_import_nothing_heavy() -> None:
+    code = (
+        "import sys; from lightning_styles.__main__ import main\n"
+        "codes = [main(a) for a in (['--help'], ['fti'], ['check', '--help'], ['convert', '--help'],"
+        " ['stylize', '--help'])]\n"
+        "heavy = {'torch', 'lightning', 'numpy', 'PIL', 'yaml', 'jsonargparse'} & set(sys.modules)\n"
+        "print(codes, sorted(heavy), file=sys.stderr)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stderr.splitlines()[-1] == "[0, 2, 0, 0, 0] []"
