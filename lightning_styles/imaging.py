@@ -67,7 +67,8 @@ def read_image(path: str | Path, short_side: int | None = None, min_side: int = 
         _check_side(path, size, min_side)
         if short_side is not None:
             image.draft(image.mode, (2 * short_side, 2 * short_side))
-        pixels = _to_tensor(path, ImageOps.exif_transpose(image), short_side)
+        ImageOps.exif_transpose(image, in_place=True)  # otherwise an upright picture would be copied
+        pixels = _to_tensor(path, image, short_side)
     return pixels if short_side is None else _resize(pixels, _short_side_size(size, short_side))
 
 
@@ -188,6 +189,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     """(H, W) after the EXIF orientation, whose values 5 to 8 swap the sides."""
+    if image.format == "TIFF":
+        image.load()  # Pillow turns these files itself, while it loads them, and then forgets the tag
     width, height = image.size
     return (width, height) if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else (height, width)
 
@@ -242,7 +245,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
     if profile and image.mode in ("RGB", "RGBA", "CMYK"):
         image = _to_srgb(image, profile)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:

@@ -47,10 +47,15 @@ def test_half_transparent_is_mixed_with_white(tmp_path):
     torch.testing.assert_close(imaging.read_image(tmp_path / "a.png"), expected)
 
 
-@pytest.mark.parametrize(("mode", "colour", "expected"), [
-    ("L", 51, (51, 51, 51)), ("1", 1, (255, 255, 255)), ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
-    ("YCbCr", (255, 128, 128), (255, 255, 255)),
-])
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("L", 51, (51, 51, 51)),
+        ("1", 1, (255, 255, 255)),
+        ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
+        ("YCbCr", (255, 128, 128), (255, 255, 255)),
+    ],
+)
 def test_other_modes(tmp_path, mode, colour, expected):
     Image.new(mode, (16, 17), colour).save(tmp_path / "a.tif")
     image = imaging.read_image(tmp_path / "a.tif")
@@ -196,3 +201,23 @@ def test_find_images(tmp_path):
         imaging.find_images(tmp_path / "sub.png")
     with pytest.raises(UserError, match="does not exist"):
         imaging.find_images(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_orientation_and_small_decoding_together(tmp_path, suffix, orientation):
+    """A bright upper-left quarter lands where the orientation says, in files read small."""
+    pixels = np.zeros((256, 512, 3), np.uint8)
+    pixels[:128, :256] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / f"a.{suffix}", exif=exif)
+    image = imaging.read_image(tmp_path / f"a.{suffix}", short_side=16)
+    expected = {3: (16, 32, "lower right"), 6: (32, 16, "upper right"), 8: (32, 16, "lower left")}[orientation]
+    height, width, corner = expected
+    assert image.shape == (3, height, width)
+    quarters = {
+        "upper left": image[:, 2, 2], "upper right": image[:, 2, -3],
+        "lower left": image[:, -3, 2], "lower right": image[:, -3, -3],
+    }  # fmt: skip
+    assert [name for name, pixel in quarters.items() if pixel.mean() > 0.9] == [corner]
