@@ -51,8 +51,7 @@ def add_lora(
     from peft import LoraConfig
 
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=0.0)  # pyright: ignore
-    with keep_requires_grad(unet), fork_rng(unet), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are the point here
+    with adding_adapters(unet):
         unet.add_adapter(config, adapter_name=name)  # pyright: ignore[reportCallIssue]
     parameters = adapter_parameters(unet, name)
     for p in parameters.values():
@@ -83,9 +82,7 @@ def adapter_parameters(unet: nn.Module, name: str) -> dict[str, nn.Parameter]:
         if key.endswith(end)
     }
     if not found:
-        raise ValueError(
-            f"no adapter {name!r}; adapters of this model: {sorted(adapter_names(unet)) or 'none'}"
-        )
+        raise ValueError(f"no adapter {name!r}; adapters of this model: {sorted(adapter_names(unet)) or 'none'}")
     return found
 
 
@@ -143,9 +140,7 @@ class Route:
     def install(self, unet: nn.Module) -> None:
         """Put the hooks on layers that do not carry them yet."""
         for path, layer in lora_layers(unet):
-            if isinstance(layer.get_base_layer(), nn.Embedding) or any(
-                getattr(layer, "use_dora", {}).values()
-            ):
+            if isinstance(layer.get_base_layer(), nn.Embedding) or any(getattr(layer, "use_dora", {}).values()):
                 raise UserError(f"the adapter on {path} is an embedding or DoRA layer, expected plain LoRA")
             if self.before not in layer._forward_pre_hooks.values():
                 layer.register_forward_pre_hook(self.before, with_kwargs=True)
@@ -167,9 +162,7 @@ class Route:
             if name not in layer.lora_A:
                 continue  # the base, or an adapter that does not reach this layer
             A, B = layer.lora_A[name], layer.lora_B[name]
-            delta = (B(A(layer.lora_dropout[name](x[rows].to(A.weight.dtype)))) * layer.scaling[name]).to(
-                output.dtype
-            )
+            delta = (B(A(layer.lora_dropout[name](x[rows].to(A.weight.dtype)))) * layer.scaling[name]).to(output.dtype)
             if rows == slice(None):
                 return output + delta
             output[rows] += delta
@@ -216,9 +209,7 @@ def routed(unet: nn.Module, names: Names) -> Iterator[None]:
     unknown = {names} if names is None or isinstance(names, str) else set(names)
     unknown -= {None} | route.adapters
     if unknown:
-        raise ValueError(
-            f"no adapter {sorted(map(str, unknown))}; adapters of this model: {sorted(route.adapters)}"
-        )
+        raise ValueError(f"no adapter {sorted(map(str, unknown))}; adapters of this model: {sorted(route.adapters)}")
     before = route.names, route.active
     route.names, route.active = names, True
     try:
@@ -243,18 +234,12 @@ def enable_gradient_checkpointing(unet: nn.Module) -> None:
 
 
 @contextmanager
-def keep_requires_grad(model: nn.Module) -> Iterator[None]:
-    """Restore on leaving the requires_grad flag of every parameter that was there on entering."""
+def adding_adapters(model: nn.Module) -> Iterator[None]:
+    """Undo on leaving what PEFT does beside adding an adapter: other requires_grad flags, global random states."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
-    try:
+    devices = sorted({p.device.index for p, _ in flags if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are the point here
         yield
-    finally:
-        for p, flag in flags:
-            p.requires_grad_(flag)
-
-
-def fork_rng(model: nn.Module) -> AbstractContextManager:
-    """Restore on leaving the global random states that creating layers in `model` would consume."""
-    return torch.random.fork_rng(
-        sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    )
+    for p, flag in flags:
+        p.requires_grad_(flag)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_styles.errors import UserError
-from lightning_styles.models.adapters import adapter_parameters, fork_rng, keep_requires_grad, lora_layers
+from lightning_styles.models.adapters import adapter_parameters, adding_adapters, lora_layers
 from lightning_styles.pretrained.lora_files import (
     BASES,
     adapter_config,
@@ -136,9 +136,7 @@ def fit(layers: Mapping[str, Tensor], model: nn.Module, path: Path, base: str) -
         elif (up.shape[0], *down.shape[1:]) == weight.shape and up.shape[1] == down.shape[0]:
             used.append(name)
         else:
-            misfits.append(
-                f"{name} is {tuple(weight.shape)} here, {(up.shape[0], *down.shape[1:])} in the file"
-            )
+            misfits.append(f"{name} is {tuple(weight.shape)} here, {(up.shape[0], *down.shape[1:])} in the file")
     if misfits or not used:
         detail = misfits[0] if misfits else f"none of its {len(unused)} layers exists here"
         raise UserError(
@@ -158,7 +156,7 @@ def add_adapter(model: Any, layers: Mapping[str, Tensor], name: str, strength: f
     from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin as Loader
 
     prefixed = {f"{part}.{key}": value for key, value in layers.items()}
-    with keep_requires_grad(model), fork_rng(model):
+    with adding_adapters(model):
         if part == "unet":
             Loader.load_lora_into_unet(prefixed, None, model, adapter_name=name)
         else:

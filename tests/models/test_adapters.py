@@ -77,9 +77,7 @@ def test_every_row_goes_through_its_own_adapter(unet: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("names", ["fake0", ["fake0", "fake0"], None])
-def test_one_adapter_for_all_rows_equals_the_library_exactly(
-    unet: nn.Module, names: list[str] | str | None
-) -> None:
+def test_one_adapter_for_all_rows_equals_the_library_exactly(unet: nn.Module, names: list[str] | str | None) -> None:
     with torch.no_grad(), routed(unet, names):
         found = unet(*inputs(2)).sample
     plain = copy.deepcopy(unet)
@@ -140,6 +138,15 @@ def test_contexts_nest_and_close(unet: nn.Module) -> None:
         assert torch.equal(out(), fake)
     assert torch.equal(out(), outside)
     assert not torch.equal(base, fake)
+
+
+@pytest.mark.slow
+def test_a_compiled_unet_follows_the_route(unet: nn.Module) -> None:
+    compiled = torch.compile(unet, backend="eager")
+    for names in (ROWS, ROWS[::-1]):
+        with torch.no_grad(), routed(unet, names):
+            z, t, text = inputs(len(ROWS))
+            torch.testing.assert_close(compiled(z, t, text).sample, unet(z, t, text).sample)
 
 
 def test_wrong_routes_are_refused(unet: nn.Module) -> None:
