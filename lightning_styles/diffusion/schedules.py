@@ -60,9 +60,7 @@ class NoiseSchedule:
         elif kind == "linear":
             betas = torch.linspace(start, end, T, dtype=torch.float32)
         else:
-            raise UserError(
-                f"beta_schedule={kind!r} in the scheduler config, expected 'linear' or 'scaled_linear'"
-            )
+            raise UserError(f"beta_schedule={kind!r} in the scheduler config, expected 'linear' or 'scaled_linear'")
         alphas_cumprod = torch.cumprod(1.0 - betas, dim=0)
         final = torch.ones(1) if config.get("set_alpha_to_one", True) else alphas_cumprod[:1].clone()
         return cls(betas, alphas_cumprod, final, config.get("steps_offset", 0))

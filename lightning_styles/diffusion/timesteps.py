@@ -20,9 +20,7 @@ FakeRange = Literal["code", "paper"]
 T_MAX = 0.5  # t_max / T of SMS: t stays below 500 of 1000
 
 
-def generator_range(
-    strategy: Strategy, i: int, N: int, L: int = 500, min_ratio: float = 0.02
-) -> tuple[int, int]:
+def generator_range(strategy: Strategy, i: int, N: int, L: int = 500, min_ratio: float = 0.02) -> tuple[int, int]:
     """Index range of SMS's generator step (arXiv 2503.07601, adaptive narrowing and its ablations).
 
     Args:

@@ -33,9 +33,7 @@ def find_file(path: Path) -> Path:
     if path.is_dir():
         found = [path / file for file in FILES if (path / file).is_file()]
         if not found:
-            raise UserError(
-                f"no LoRA in the folder {path}, expected {' or '.join(FILES)}; give the file itself"
-            )
+            raise UserError(f"no LoRA in the folder {path}, expected {' or '.join(FILES)}; give the file itself")
         path = found[0]
     if not path.is_file():
         raise UserError(f"no LoRA file at {path}; check the path")
@@ -56,18 +54,12 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path.name} is truncated or no safetensors file ({error}); download it again"
-        ) from error
+        raise UserError(f"{path.name} is truncated or no safetensors file ({error}); download it again") from error
     for pattern, kind in REFUSED.items():
         if any(re.search(pattern, key) for key in state):
-            raise UserError(
-                f"{path.name} is a {kind} file, expected a plain LoRA; choose or extract a LoRA instead"
-            )
+            raise UserError(f"{path.name} is a {kind} file, expected a plain LoRA; choose or extract a LoRA instead")
     if not any(FACTOR.search(key) for key in state):
-        raise UserError(
-            f"{path.name} holds no LoRA layers (first key: {min(state, default='none')}); choose another"
-        )
+        raise UserError(f"{path.name} holds no LoRA layers (first key: {min(state, default='none')}); choose another")
     return state, metadata
 
 
@@ -128,9 +120,7 @@ def translate(state: Mapping[str, Tensor], unet: Any, path: Path, base: str) -> 
         if kohya:
             state |= StableDiffusionLoraLoaderMixin.lora_state_dict(kohya, unet_config=unet.config)[0]
     except (ValueError, KeyError) as error:
-        raise UserError(
-            f"{path.name} has layer names of another model ({base}): {str(error)[:120]}"
-        ) from error
+        raise UserError(f"{path.name} has layer names of another model ({base}): {str(error)[:120]}") from error
     parts: dict[str, dict[str, Tensor]] = {"unet": {}, "text_encoder": {}, "text_encoder_2": {}}
     for key, value in state.items():
         key = re.sub(r"(lora_[AB])\.\w+\.weight$", r"\1.weight", key.removeprefix("base_model.model."))
@@ -161,12 +151,6 @@ def base_hint(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
             return BASES.get(value.shape[1], f"a text embedding of width {value.shape[1]}")
     if any(key.startswith(("lora_te2_", "text_encoder_2.")) for key in state):
         return "SDXL"
-    if any(
-        re.search(r"double_blocks|single_(transformer_)?blocks|joint_blocks|^transformer\.", k) for k in state
-    ):
+    if any(re.search(r"double_blocks|single_(transformer_)?blocks|joint_blocks|^transformer\.", k) for k in state):
         return "a transformer (Flux or Stable Diffusion 3)"
-    return (
-        metadata.get("modelspec.architecture")
-        or metadata.get("ss_base_model_version")
-        or "an unknown base model"
-    )
+    return metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version") or "an unknown base model"

@@ -16,9 +16,7 @@ def test_grid_and_weights_agree_with_the_reference() -> None:
     schedule = NoiseSchedule.from_config(SCHEDULER)
     grid = schedule.grid(500)
     assert torch.equal(grid, EXPECTED["grid"])
-    torch.testing.assert_close(
-        schedule.posterior_variance(grid[1:], grid[:-1]), EXPECTED["w_t"], rtol=1e-5, atol=0
-    )
+    torch.testing.assert_close(schedule.posterior_variance(grid[1:], grid[:-1]), EXPECTED["w_t"], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear"])
@@ -37,9 +35,7 @@ def test_noise_and_ddim_steps_equal_diffusers(beta_schedule: str, set_alpha_to_o
     assert pairs[-1][1] < 0
     for t, t_prev in pairs:
         expected = theirs.step(eps, t, z, eta=0.0).prev_sample
-        torch.testing.assert_close(
-            ours.ddim_step(z, eps, torch.tensor([t] * 3), torch.tensor([t_prev] * 3)), expected
-        )
+        torch.testing.assert_close(ours.ddim_step(z, eps, torch.tensor([t] * 3), torch.tensor([t_prev] * 3)), expected)
 
 
 def test_ddim_step_inverts_the_forward_process() -> None:

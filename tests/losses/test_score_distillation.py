@@ -75,9 +75,7 @@ def test_sms_step_agrees_with_the_reference(world: World) -> None:
     for case in D["evals"]:
         t = torch.tensor([case["t"]])
         assert threshold(t, 16, 16).item() == case["dct_threshold"]
-        assert (
-            list(generator_range("narrowing", round(100 * case["epoch_ratio"]), 100)) == case["index_bounds"]
-        )
+        assert list(generator_range("narrowing", round(100 * case["epoch_ratio"]), 100)) == case["index_bounds"]
         found = sms_step(world, world.z_tgt, world.z_src, t, world.noise(f"{case['tag']}.noise"))
         assert found.pop("w_t").item() == pytest.approx(case["w_t"], rel=1e-5)
         assert_agree(found, D_EXPECTED, case["tag"])
@@ -192,9 +190,7 @@ def test_nan_in_a_prediction_does_not_reach_the_latent() -> None:
 
 def test_pds_equals_its_definition_with_both_noises() -> None:
     draw = torch.Generator().manual_seed(0)
-    z_tgt, z_src, e_tgt, e_src, eps, eps_prev = torch.randn(
-        6, 2, 4, 6, 10, dtype=torch.float64, generator=draw
-    )
+    z_tgt, z_src, e_tgt, e_src, eps, eps_prev = torch.randn(6, 2, 4, 6, 10, dtype=torch.float64, generator=draw)
     beta = torch.tensor([0.002, 0.01], dtype=torch.float64)
     a, a_prev = (torch.tensor(x, dtype=torch.float64) for x in ([0.8, 0.2], [0.81, 0.23]))
     b, A, Ap = (x.reshape(2, 1, 1, 1) for x in (beta, a, a_prev))

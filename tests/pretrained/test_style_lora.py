@@ -51,9 +51,7 @@ def factors(
     return found
 
 
-def write(
-    path: Path, layers: dict[str, tuple[Tensor, Tensor]], form: str, alpha: float | None = None
-) -> Path:
+def write(path: Path, layers: dict[str, tuple[Tensor, Tensor]], form: str, alpha: float | None = None) -> Path:
     """A LoRA file in the given format."""
     state, metadata = {}, {}
     for name, (down, up) in layers.items():
@@ -111,9 +109,7 @@ def test_the_reference_merge_agrees_with_the_reference(unet: nn.Module) -> None:
 def test_merged_delta_in_float32_agrees_with_the_reference(unet: nn.Module) -> None:
     state = load_file(FILE)
     for name in CASE["touched_modules"]:
-        up, down, alpha = (
-            state[f"{kohya(name)}.{x}"] for x in ("lora_up.weight", "lora_down.weight", "alpha")
-        )
+        up, down, alpha = (state[f"{kohya(name)}.{x}"] for x in ("lora_up.weight", "lora_down.weight", "alpha"))
         found = unet.get_submodule(name).weight + merged_delta(up, down, float(alpha), 0.8)
         torch.testing.assert_close(found, EXPECTED[f"merged32.{name}.weight"], rtol=1e-5, atol=1e-5)
 
@@ -138,9 +134,7 @@ def test_the_adapter_is_frozen_routed_and_leaves_others_alone(unet: nn.Module) -
 
 @pytest.mark.parametrize("alpha", [None, 0.0, 1.5])
 @pytest.mark.parametrize("form", ["kohya", "diffusers", "peft"])
-def test_every_format_gives_the_same_adapter(
-    unet: nn.Module, tmp_path: Path, form: str, alpha: float | None
-) -> None:
+def test_every_format_gives_the_same_adapter(unet: nn.Module, tmp_path: Path, form: str, alpha: float | None) -> None:
     layers = factors(unet)
     report = load_style_lora(unet, write(tmp_path / "x.safetensors", layers, form, alpha), strength=0.5)
     assert set(report.used) == set(layers)
@@ -169,9 +163,7 @@ def test_a_folder_and_a_half_precision_unet(unet: nn.Module, tmp_path: Path) -> 
 
 
 def test_layers_without_a_place_are_reported(unet: nn.Module, tmp_path: Path) -> None:
-    layers = factors(unet, (Q,)) | {
-        "down_blocks.7.attentions.0.proj_in": (torch.ones(2, 32), torch.ones(32, 2))
-    }
+    layers = factors(unet, (Q,)) | {"down_blocks.7.attentions.0.proj_in": (torch.ones(2, 32), torch.ones(32, 2))}
     report = load_style_lora(unet, write(tmp_path / "x.safetensors", layers, "diffusers"))
     assert report.used == (Q,)
     assert report.unused == ("down_blocks.7.attentions.0.proj_in",)
@@ -195,9 +187,7 @@ def test_the_text_encoder_part_is_loaded_on_demand(unet: nn.Module) -> None:
 
 def sdxl(path: Path) -> None:
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
-    save_file(
-        {f"{name}.lora_down.weight": torch.ones(2, 2048), f"{name}.lora_up.weight": torch.ones(640, 2)}, path
-    )
+    save_file({f"{name}.lora_down.weight": torch.ones(2, 2048), f"{name}.lora_up.weight": torch.ones(640, 2)}, path)
 
 
 def flux(path: Path) -> None:
