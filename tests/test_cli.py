@@ -1,5 +1,6 @@
 """Training commands: layered configs, short errors, run folders, resuming."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -71,9 +72,7 @@ def test_a_later_list_of_callbacks_keeps_nothing_of_the_earlier() -> None:
 
 
 def test_callbacks_can_be_appended() -> None:
-    config = parse_only(
-        toy("--trainer.callbacks+=tests.toys.Greeter", "--trainer.callbacks.message", "second")
-    )
+    config = parse_only(toy("--trainer.callbacks+=tests.toys.Greeter", "--trainer.callbacks.message", "second"))
     assert [entry["init_args"]["message"] for entry in config["trainer"]["callbacks"]] == ["first", "second"]
 
 
@@ -184,9 +183,7 @@ def test_missing_weights_are_named_before_anything_is_built(capsys: pytest.Captu
     assert not Path("runs").exists()
 
 
-def test_more_gpus_than_there_are(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert main(toy("--trainer.accelerator", "gpu")) == 1
     assert capsys.readouterr().err.startswith("error: trainer.accelerator is gpu, but PyTorch sees no GPU")
@@ -329,9 +326,7 @@ def test_parsing_a_config_imports_no_model_library() -> None:
         "print(sorted(heavy & set(sys.modules) - before), file=sys.stderr)"
     )
     config = str(Path("configs/tiny/toy.yaml").absolute())
-    run = subprocess.run(
-        [sys.executable, "-c", code, config], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    run = subprocess.run([sys.executable, "-c", code, config], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stderr.splitlines()[-1] == "[]"
 
 
@@ -362,3 +357,15 @@ def test_differences_name_each_leaf() -> None:
         "model.gone: not set (checkpoint: 3)",
         "model.new: 4 (checkpoint: not set)",
     ]
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_run_and_one_set_of_lines() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "lightning_styles", *toy("--trainer.devices", "2")]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert "fit: ToyStyle on 2 x cpu, global batch 4 = devices 2 x batch 2 x accumulate 1" in lines[0]
+    assert sum(line.startswith("Results: ") for line in lines) == 1
+    assert [folder.name for folder in Path("runs/tiny_toy").iterdir()] == ["version_0"]
