@@ -101,9 +101,7 @@ class StylesCLI(LightningCLI):
     def values(self) -> dict[str, Any]:
         """The parsed config of the command as plain values, as the saved YAML file holds it."""
         parser = self._parser(self.config["subcommand"])
-        return yaml.safe_load(
-            parser.dump(self.settings, skip_unset=False, skip_validation=True, format="yaml")
-        )
+        return yaml.safe_load(parser.dump(self.settings, skip_unset=False, skip_validation=True, format="yaml"))
 
     @property
     def experiment(self) -> Path:
@@ -155,7 +153,10 @@ class StylesCLI(LightningCLI):
             plugins = plugins if isinstance(plugins, list) else [plugins]
             if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
                 kwargs["plugins"] = [*plugins, SLURMEnvironment(auto_requeue=False)]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError) as error:  # settings that parse but that the trainer does not know
+            raise UserError(f"The trainer refuses its settings: {error}") from error
 
     def _folder_name(self) -> int | str:
         if self.checkpoint and self.subcommand == "fit":

@@ -15,6 +15,7 @@ REWORD = (
     (re.compile(r'^Parser key "(.*)":'), r"\1:"),
     (re.compile(r"^Problem with given class_path '(.*)':$"), r"in \1:"),
     (re.compile(r"^Expected a (?:<class ')?(.*?)(?:'>)?(?:\. Got value: (.*))?$"), r"expected \1, got \2"),
+    (re.compile(r"typing\.Literal\[(.*?)\]"), r"one of \1"),
 )
 UNKNOWN_ARGUMENT = re.compile(r"Option '([\w.]+)' is not accepted")
 UNKNOWN_KEY = re.compile(r"does not accept option '([\w.]+)'|[Uu]nrecognized arguments?: (?:--)?([\w.+-]+)")

@@ -132,6 +132,18 @@ def test_shipped_configs_are_found_from_any_folder() -> None:
             "error: There is no config file configs/tiny/toi.yaml: did you mean configs/tiny/toy.yaml?\n",
         ),
         (
+            ["--trainer.devices", "x"],
+            1,
+            "error: The trainer refuses its settings: `devices` selected with `CPUAccelerator` should be an int > 0.\n",
+        ),
+        (
+            ["--trainer.callbacks", "callbacks.Prevews"],
+            2,
+            "error: trainer.callbacks: expected list; "
+            "in callbacks.Prevews: module 'callbacks' has no attribute 'Prevews'\n"
+            "hint: 'callbacks.Prevews': did you mean 'callbacks.Previews'?\n",
+        ),
+        (
             ["--ckpt_path", "nope.ckpt"],
             1,
             "error: There is no checkpoint nope.ckpt: expected a .ckpt file, a run folder, or 'last'.\n",
