@@ -16,7 +16,17 @@ from datamodules.scenes.captions import captions
 from datamodules.scenes.layers import Geometry, Stage
 from datamodules.scenes.sampling import Draw, Scenes, scene_keys
 
-__all__ = ["KINDS", "LABELS", "STYLES", "Scenes", "attributes", "captions", "render", "sample_scenes", "segmentation"]
+__all__ = [
+    "KINDS",
+    "LABELS",
+    "STYLES",
+    "Scenes",
+    "attributes",
+    "captions",
+    "render",
+    "sample_scenes",
+    "segmentation",
+]
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,9 @@ def segmentation(scenes: Scenes, size: int, style: str = "photo") -> Tensor:
 
 
 def _segment(stage: Stage) -> Tensor:
-    labels = torch.zeros(len(stage.scenes), stage.pixels, stage.pixels, dtype=torch.int64, device=stage.x.device)
+    labels = torch.zeros(
+        len(stage.scenes), stage.pixels, stage.pixels, dtype=torch.int64, device=stage.x.device
+    )
     for layer in stage.layers:
         region = layer.window.cut(labels)
         region[(layer.distance < 0) & (layer.opacity > 0.5)] = layer.label

@@ -56,7 +56,9 @@ class Muzzle:
         self.turn = stage["yaw"].sin()
         width = stage["width"] * (0.86 - 0.12 * self.dog)
         skull = ellipse(self.x, self.y + 0.02 + 0.14 * self.dog, width, 0.70)
-        cheeks = ellipse(self.x - 0.1 * self.turn, self.y - 0.22, width * (1.06 + stage["cheeks"] - 0.16 * self.dog), 0.46)
+        cheeks = ellipse(
+            self.x - 0.1 * self.turn, self.y - 0.22, width * (1.06 + stage["cheeks"] - 0.16 * self.dog), 0.46
+        )
         snout = ellipse(self.x - 0.45 * self.turn, self.y - 0.42, 0.42, 0.46)
         shape = blend(skull, cheeks, 0.2)
         self.face = torch.where(self.dog > 0, blend(shape, snout, 0.15), shape)
@@ -68,7 +70,9 @@ class Muzzle:
         self.strands = (flow * 52 + stage["strands"] + 0.7 * tufts).sin() * (0.55 + 0.45 * tufts)
         self.light = stage.lit(self.x / 1.05, (self.y + 0.05) / 0.95)
 
-    def part(self, across: Tensor | float, down: float, depth: float, window: Window, side: int = 1) -> tuple[Tensor, Tensor]:
+    def part(
+        self, across: Tensor | float, down: float, depth: float, window: Window, side: int = 1
+    ) -> tuple[Tensor, Tensor]:
         """Coordinates about a feature that a turn moves by its depth."""
         centre = across * side * (1 - 0.12 * self.turn * side) + depth * self.turn
         return (window.cut(self.x) - centre) * side, window.cut(self.y) - down
@@ -99,10 +103,24 @@ def _add_body(stage: Stage, head: Muzzle) -> None:
     stage.add(FUR, bib * head.scale, _pale(stage), window, light=light, texture=strands, soft=0.08, outline=0.0,
               opacity=stage["muzzle"])  # fmt: skip
     band = carve((y - 0.98 - 0.16 * (1 - (x / 0.7).square())).abs() - 0.075, body, 0.02)
-    stage.add(COLLAR, band * head.scale, stage["collar_rgb"], window, light=stage.lit(x / 0.9, 0 * y), opacity=stage["collar"])
+    stage.add(
+        COLLAR,
+        band * head.scale,
+        stage["collar_rgb"],
+        window,
+        light=stage.lit(x / 0.9, 0 * y),
+        opacity=stage["collar"],
+    )
     gold = torch.tensor([[0.93, 0.74, 0.25]], device=x.device).expand(len(stage.scenes), 3)
     bell = circle(x, y - 1.27, 0.11)
-    stage.add(COLLAR, bell * head.scale, gold, window, light=stage.lit(x * 6, (y - 1.27) * 6), opacity=stage["collar"])
+    stage.add(
+        COLLAR,
+        bell * head.scale,
+        gold,
+        window,
+        light=stage.lit(x * 6, (y - 1.27) * 6),
+        opacity=stage["collar"],
+    )
 
 
 def _pale(stage: Stage) -> Tensor:
@@ -122,14 +140,32 @@ def _add_ears(stage: Stage, head: Muzzle, floppy: bool) -> None:
             swing = 0.72 + 0.16 * (y + 0.5).clamp(min=-0.2)
             ear = ellipse(u - swing, y - 0.05, 0.24 * size, 0.60 * size)
             light = stage.lit((u - swing) * side * 2.5, (y - 0.05) * 1.2) - 0.04
-            stage.add(EARS, ear * head.scale, fur * 0.74, window, light=light, texture=head.strands, opacity=has, soft=0.02)
+            stage.add(
+                EARS,
+                ear * head.scale,
+                fur * 0.74,
+                window,
+                light=light,
+                texture=head.strands,
+                opacity=has,
+                soft=0.02,
+            )
             continue
         tip = -0.58 - 0.46 * size
         inner = (tip - y) * 0.62 - (u - 0.66) * 0.78
         outer = (tip - y) * 0.34 + (u - 0.66) * 0.94
         ear = carve(carve(inner, outer, 0.06), y + 0.20, 0.1) - 0.03
         light = stage.lit(side * 0.3 + 0 * x, (y + 0.6) * 0.8)
-        stage.add(EARS, ear * head.scale, fur * 0.92, window, light=light, texture=head.strands, opacity=has, soft=0.02)
+        stage.add(
+            EARS,
+            ear * head.scale,
+            fur * 0.92,
+            window,
+            light=light,
+            texture=head.strands,
+            opacity=has,
+            soft=0.02,
+        )
         stage.add(EARS, (ear + 0.10) * head.scale, pink, window, light=0.9 + 0.35 * (y + 0.7), opacity=has, soft=0.03,
                   outline=0.3)  # fmt: skip
 
@@ -168,19 +204,40 @@ def _add_muzzle(stage: Stage, head: Muzzle) -> None:
     light = stage.lit(x * 1.6, (y - 0.05) * 1.8)
     fur = stage["fur_rgb"]
     colour = torch.where(stage["muzzle"][:, 0] > 0, _pale(stage), fur * 0.9 + 0.08)
-    stage.add(FUR, puffs * scale, colour, window, light=light, texture=window.cut(head.strands), soft=0.06, outline=0.0)
+    stage.add(
+        FUR,
+        puffs * scale,
+        colour,
+        window,
+        light=light,
+        texture=window.cut(head.strands),
+        soft=0.06,
+        outline=0.0,
+    )
     pink = torch.tensor([[0.86, 0.42, 0.46]], device=x.device).expand_as(fur)
     tongue = torch.maximum(ellipse(x, y - 0.42, 0.12, 0.24), 0.26 - y)
     stage.add(MOUTH, tongue * scale, pink, window, light=0.85 + 0.5 * (y - 0.25), opacity=stage["tongue"])
     dark = torch.where(dog[:, 0] > 0, torch.full_like(fur, 0.10), pink * 0.9)
     wide = 0.115 + 0.06 * dog
-    nose = carve(ellipse(x, y + 0.05, wide, 0.085 + 0.03 * dog), x.abs() * 0.8 + (y + 0.05) - 0.085 - 0.02 * dog, 0.04)
+    nose = carve(
+        ellipse(x, y + 0.05, wide, 0.085 + 0.03 * dog), x.abs() * 0.8 + (y + 0.05) - 0.085 - 0.02 * dog, 0.04
+    )
     ink = fur * 0.12 + 0.03
     smile = (ellipse(x.abs() - 0.125, y - 0.17, 0.125, 0.10).abs() - 0.016).maximum(0.17 - y)
     stem = torch.maximum(x.abs() - 0.014, (y - 0.10).abs() - 0.09)
-    stage.add(MOUTH, torch.minimum(smile, stem) * scale, ink, window, outline=0.0, stroke=True, opacity=stage.ones * 0.85)
+    stage.add(
+        MOUTH,
+        torch.minimum(smile, stem) * scale,
+        ink,
+        window,
+        outline=0.0,
+        stroke=True,
+        opacity=stage.ones * 0.85,
+    )
     shine = 0.45 * bump(x + 0.03, y + 0.085, 0.05, 0.022)
-    stage.add(NOSE, nose * scale, dark, window, light=stage.lit(x * 4, (y + 0.05) * 5), gloss=shine, outline=0.7)
+    stage.add(
+        NOSE, nose * scale, dark, window, light=stage.lit(x * 4, (y + 0.05) * 5), gloss=shine, outline=0.7
+    )
 
 
 def _add_eye(stage: Stage, head: Muzzle, side: int) -> None:
@@ -201,7 +258,9 @@ def _add_eye(stage: Stage, head: Muzzle, side: int) -> None:
     black = torch.full_like(ink, 0.03)
     stage.add(EYES, pupil * scale, black, window, outline=0.0, soft=0.008, stroke=True)
     white = torch.ones_like(ink)
-    glint = torch.minimum(circle(gx + side * 0.05, y + 0.06, 0.040 * size), circle(gx - side * 0.05, y - 0.06, 0.02 * size))
+    glint = torch.minimum(
+        circle(gx + side * 0.05, y + 0.06, 0.040 * size), circle(gx - side * 0.05, y - 0.06, 0.02 * size)
+    )
     stage.add(EYES, glint * scale, white, window, outline=0.0, soft=0.006)
 
 

@@ -42,7 +42,11 @@ def _joined(parts: list[str]) -> str:
 
 def _person(scene: dict[str, int]) -> str:
     mood = "" if scene["mask"] else _MOODS[palette.EXPRESSIONS[scene["expression"]]]
-    parts = [_HAIR_WORDS[palette.HAIR_STYLES[scene["hair"]]].format(_name(palette.HAIR_COLOURS, scene["hair_colour"]))]
+    parts = [
+        _HAIR_WORDS[palette.HAIR_STYLES[scene["hair"]]].format(
+            _name(palette.HAIR_COLOURS, scene["hair_colour"])
+        )
+    ]
     if scene["beard"] and not scene["mask"]:
         parts.append(_FACE_HAIR[palette.BEARDS[scene["beard"]]])
     if scene["glasses"]:
@@ -79,7 +83,13 @@ def _animal(scene: dict[str, int]) -> str:
 
 
 def _land(scene: dict[str, int]) -> str:
-    place = {"lake": "a lake", "sea": "the sea", "meadow": "a meadow", "desert": "a desert", "snow": "a snowy field"}
+    place = {
+        "lake": "a lake",
+        "sea": "the sea",
+        "meadow": "a meadow",
+        "desert": "a desert",
+        "snow": "a snowy field",
+    }
     words = {"mountains": "mountains", "trees": "trees", "house": "a house", "boat": "a boat"}
     parts = [word for name, word in words.items() if scene[name]]
     when = {"day": "on a clear day", "sunset": "at sunset", "dawn": "at dawn", "night": "at night"}

@@ -51,7 +51,12 @@ class Hair:
 
     def _outer(self, curl: Tensor, spike: Tensor, phase: Tensor) -> Tensor:
         x, y = self.x + 0.06 * self.head.sin, self.y
-        cap = ellipse(x, y + 0.26 + 0.35 * self.volume, self.head.width + 0.03 + self.volume * self.side, 0.78 + self.volume)
+        cap = ellipse(
+            x,
+            y + 0.26 + 0.35 * self.volume,
+            self.head.width + 0.03 + self.volume * self.side,
+            0.78 + self.volume,
+        )
         drop = ((y + 0.3) / (self.end + 0.3)).clamp(0, 1)
         brow = self.head.width + 0.02 + self.volume * 0.9 * self.side
         half = brow + (self.foot - brow) * drop * drop * (3 - 2 * drop)
@@ -66,7 +71,8 @@ class Hair:
             angle = torch.atan2(x, -(y + 0.2))
             tooth = ((angle * 3.2 + 0.16 * phase) % 1.0 - 0.5).abs() * 2
             shape = shape - spike * tooth * smooth(-y, 0.2, 0.7)
-        return torch.maximum(shape, torch.where(self.end > 0.2, shape, y - self.end - 0.12))
+        sideburn = (y - self.end - 0.14 + 1.1 * (x.abs() - 0.62).clamp(min=0)) * 0.75  # short hair clears the ears
+        return torch.maximum(shape, torch.where(self.end > 0.2, shape, sideburn))
 
     def opening(self) -> Tensor:
         """The arch that shows the face: half a superellipse on two legs, its top moved by the parting."""
@@ -78,7 +84,9 @@ class Hair:
         shifted = x - centre * 0.62 - self.part * 0.42 * rise.square()
         locks = 0.007 * (self.flow * 62 + self.stage["strands"]).sin() + 0.014 * (self.flow * 23).sin()
         jag = locks * (0.25 + 0.75 * (self.power > 2.5))
-        arch = ((shifted.abs() / self.arch) ** self.power + (rise + jag * 2).clamp(min=0) ** self.power) ** (1 / self.power)
+        arch = ((shifted.abs() / self.arch) ** self.power + (rise + jag * 2).clamp(min=0) ** self.power) ** (
+            1 / self.power
+        )
         return (arch - 1) * 0.6 * self.arch.clamp(max=0.62)
 
     def texture(self) -> Tensor:
@@ -95,7 +103,11 @@ class Hair:
         """A broken band of light around the crown."""
         at = self.x - 0.35 * self.stage["light_x"]
         band = torch.exp(-((self.y + 0.72 - 0.28 * at.square()) / 0.11).square())
-        return band * (0.12 + 0.018 * (self.flow * 48 + self.stage["strands"]).sin()) * torch.exp(-(at / 0.6).square())
+        return (
+            band
+            * (0.12 + 0.018 * (self.flow * 48 + self.stage["strands"]).sin())
+            * torch.exp(-(at / 0.6).square())
+        )
 
 
 def add_hair_back(stage: Stage, hair: Hair) -> None:

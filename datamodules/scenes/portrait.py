@@ -71,14 +71,23 @@ def add_collar(stage: Stage, head: Head) -> None:
     x, y = window.cut(head.body_x), window.cut(head.body_y)
     collar, colour, scale = stage["collar"], stage["clothes_rgb"], head.scale
     rim = torch.maximum(ellipse(x, y - 1.20, 0.44, 0.20).abs() - 0.028, 1.21 - y)
-    stage.add(CLOTHES, rim * scale, colour * 0.78, window, opacity=((collar == 0) | (collar == 5)).float(), outline=0.6)
+    stage.add(
+        CLOTHES,
+        rim * scale,
+        colour * 0.78,
+        window,
+        opacity=((collar == 0) | (collar == 5)).float(),
+        outline=0.6,
+    )
     roll = box(x, y - 1.18, 0.41 + 0.06 * stage["gender"], 0.17, 0.1)
     fold = 0.85 + 0.25 * smooth((y * 30).sin(), -0.5, 0.5)
     stage.add(CLOTHES, roll * scale, colour, window, light=stage.lit(x * 1.6, 0 * y) * fold,
               opacity=(collar == 3).float())  # fmt: skip
     for side in (-1, 1):
         u = x * side
-        flap = torch.maximum(torch.maximum(0.08 - u + 0.55 * (1.62 - y), u - 0.50 + 0.35 * (y - 1.2)), y - 1.60 + 0.35 * u)
+        flap = torch.maximum(
+            torch.maximum(0.08 - u + 0.55 * (1.62 - y), u - 0.50 + 0.35 * (y - 1.2)), y - 1.60 + 0.35 * u
+        )
         flap = torch.maximum(flap, 1.13 - y + 0.1 * u) * 0.8
         stage.add(CLOTHES, flap * scale, colour * 0.92 + 0.06, window, light=stage.lit(0.3 * side + 0 * x, 0 * y - 0.3),
                   opacity=(collar == 2).float(), outline=0.8)  # fmt: skip
@@ -110,9 +119,19 @@ def add_glasses(stage: Stage, head: Head) -> None:
     stage.add(GLASSES, nearest * scale, pane, window, opacity=has * 0.10, outline=0.0)
     for lens, at in lenses:
         streak = torch.maximum((at.x * 0.8 + at.y + 0.06).abs() - 0.035, lens + 0.03)
-        stage.add(GLASSES, streak * scale, torch.ones_like(colour), window, opacity=has * 0.28, outline=0.0, soft=0.03)
+        stage.add(
+            GLASSES,
+            streak * scale,
+            torch.ones_like(colour),
+            window,
+            opacity=has * 0.28,
+            outline=0.0,
+            soft=0.03,
+        )
     mid = head.feature(0.0, face.EYE_Y - 0.02, window)
-    bridge = carve((mid.y + 0.05 - 1.2 * mid.x.square()).abs() - thin, mid.x.abs() - 0.13, 0.01).maximum(-nearest)
+    bridge = carve((mid.y + 0.05 - 1.2 * mid.x.square()).abs() - thin, mid.x.abs() - 0.13, 0.01).maximum(
+        -nearest
+    )
     frame = torch.minimum(nearest.abs() - thin, bridge)
     edge = face.window_face(stage, head, window) / scale - 0.02
     for lens, at in lenses:
@@ -160,7 +179,14 @@ def add_microphone(stage: Stage, head: Head) -> None:
     stage.add(MICROPHONE, ball * head.scale, dark + 0.27, window, light=stage.lit((x - 0.06) * 6, (y - 0.9) * 6),
               texture=grid, opacity=has)  # fmt: skip
     sleeve = segment(x, y, (0.44, 1.72), (0.75, 2.3), 0.24)
-    stage.add(CLOTHES, sleeve * head.scale, stage["clothes_rgb"], window, light=stage.lit(x - 0.5, y - 1.8), opacity=has)
+    stage.add(
+        CLOTHES,
+        sleeve * head.scale,
+        stage["clothes_rgb"],
+        window,
+        light=stage.lit(x - 0.5, y - 1.8),
+        opacity=has,
+    )
     fist = ellipse(x - 0.30, y - 1.52, 0.19, 0.23)
     shade = stage.lit((x - 0.3) * 3, (y - 1.52) * 3)
     stage.add(HAND, fist * head.scale, stage["skin_rgb"], window, light=shade, opacity=has)

@@ -109,7 +109,7 @@ def _pencil(layer: Layer, tone: Tensor, first: Tensor, second: Tensor) -> Tensor
     if layer.texture is not None:
         strokes = 0.55 + 0.45 * layer.texture
         return (dark * 1.3 + 0.10) * strokes
-    strokes = dark * (0.55 + 0.40 * first)
+    strokes = dark * (0.58 + 0.28 * first)
     if layer.light is not None:
         shade = (0.88 - layer.light).clamp(0, 0.3)
         strokes = strokes + shade * (0.55 + 0.45 * second)
@@ -129,16 +129,21 @@ def watercolor(stage: Stage) -> Tensor:
     for layer in stage.layers:
         window = layer.window
         distance = layer.distance + (0.006 if layer.stroke else 0.014) * window.cut(bleed)
-        rim = torch.exp(-((distance + 0.012) / 0.013).square())
-        depth = window.cut(pigment) + (0.30 * rim if layer.outline else 0.0)
+        depth = window.cut(pigment)
+        if layer.outline:
+            depth = depth + 0.30 * torch.exp(-((distance + 0.012) / 0.013).square())
         if layer.light is not None:
             depth = depth + 1.5 * (0.97 - layer.light).clamp(-0.06, 0.45)
         if layer.texture is not None:
             depth = depth + 0.12 * layer.texture
         thin = _rgb(layer.colour) * 0.90 + 0.10
-        colour = 1 - (1 - thin) * depth[:, None] * (0.98 - 0.12 * thin)
-        alpha = cover(distance, 0.4 * layer.soft + 0.012 + 1.5 * pixel) * layer.opacity * (1.0 if layer.stroke else 0.95)
-        _put(canvas, layer, alpha, colour.clamp(0.02, 1))
+        colour = 1 - depth[:, None] * ((1 - thin) * (0.98 - 0.12 * thin))
+        alpha = (
+            cover(distance, 0.4 * layer.soft + 0.012 + 1.5 * pixel)
+            * layer.opacity
+            * (1.0 if layer.stroke else 0.95)
+        )
+        _put(canvas, layer, alpha, colour.clamp(min=0.02))
     canvas = paper + cover(border, 0.10)[:, None] * (canvas - paper)
     return (canvas * (1 - 0.035 * grain[:, None])).clamp(0, 1)
 
@@ -176,7 +181,9 @@ def finish(style: str, stage_for: Callable[[int, Geometry], Stage], size: int) -
     chosen = STYLES[style]
     if chosen.blocky:
         grid = size // 2 if size < 128 else 64
-        image = F.interpolate(chosen.paint(stage_for(3 * grid, chosen.geometry)), size=(size, size), mode="nearest")
+        image = F.interpolate(
+            chosen.paint(stage_for(3 * grid, chosen.geometry)), size=(size, size), mode="nearest"
+        )
         return image * 2 - 1
     stage = stage_for(2 * size, chosen.geometry)
     image = F.avg_pool2d(chosen.paint(stage), 2)

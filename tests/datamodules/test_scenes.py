@@ -65,7 +65,18 @@ def test_hash_is_splitmix64() -> None:
 
 
 def test_a_view_keeps_the_person_and_changes_the_moment() -> None:
-    lasting = ("gender", "skin", "face", "hair", "hair_colour", "eye_colour", "beard", "glasses", "jaw", "hair_rgb")
+    lasting = (
+        "gender",
+        "skin",
+        "face",
+        "hair",
+        "hair_colour",
+        "eye_colour",
+        "beard",
+        "glasses",
+        "jaw",
+        "hair_rgb",
+    )
     views = [sample_scenes(2, range(40), view=view) for view in (None, 0, 1)]
     for scenes in views[1:]:
         assert torch.equal(scenes.identity, torch.arange(40))
@@ -91,15 +102,33 @@ def test_captions_say_what_the_attributes_are() -> None:
     assert captions(scenes, "photo") == ["a photo of a woman with long red hair and glasses"]
     assert captions(scenes, "cartoon") == ["a woman with long red hair and glasses, cartoon style"]
     blue = palette.COLOUR_NAMES.index("blue")
-    busy = {"hat": 2, "hat_colour": blue, "expression": 1, "hand": 1, "backdrop_named": 1, "backdrop_colour": blue}
+    busy = {
+        "hat": 2,
+        "hat_colour": blue,
+        "expression": 1,
+        "hand": 1,
+        "backdrop_named": 1,
+        "backdrop_colour": blue,
+    }
     scenes = sample_scenes(0, [3], gender=1, hair=0, **{**PLAIN, **busy})
-    expected = "a photo of a smiling man with a bald head, a blue beanie and a raised hand on a blue background"
+    expected = (
+        "a photo of a smiling man with a bald head, a blue beanie and a raised hand on a blue background"
+    )
     assert captions(scenes, "photo") == [expected]
 
 
 def test_captions_of_animals_and_places() -> None:
     cat = sample_scenes(
-        0, [1], "animal", species=0, fur_colour=0, pattern=0, eye_colour=0, collar=0, tongue=0, backdrop_named=0
+        0,
+        [1],
+        "animal",
+        species=0,
+        fur_colour=0,
+        pattern=0,
+        eye_colour=0,
+        collar=0,
+        tongue=0,
+        backdrop_named=0,
     )
     assert captions(cat, "photo") == ["a photo of an orange cat with green eyes"]
     lake = sample_scenes(0, [1], "landscape", place=0, mountains=1, trees=0, house=0, boat=0, time=1)
@@ -109,7 +138,15 @@ def test_captions_of_animals_and_places() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_captions_stay_short(kind: str) -> None:
     texts = captions(sample_scenes(4, range(500), kind), "watercolor")
-    everything = {"hat": 1, "glasses": 1, "beard": 4, "hand": 1, "microphone": 1, "hair": 6, "backdrop_named": 1}
+    everything = {
+        "hat": 1,
+        "glasses": 1,
+        "beard": 4,
+        "hand": 1,
+        "microphone": 1,
+        "hair": 6,
+        "backdrop_named": 1,
+    }
     if kind == "portrait":
         texts += captions(sample_scenes(4, range(20), **{**PLAIN, **everything}), "watercolor")
         texts += captions(sample_scenes(4, range(20), **{**PLAIN, **everything, "mask": 1}), "photo")
@@ -181,6 +218,8 @@ def test_distances_of_known_points() -> None:
     x, y = torch.tensor([0.0, 3.0, 0.0]), torch.tensor([0.0, 4.0, 2.0])
     torch.testing.assert_close(sdf.circle(x, y, 1.0), torch.tensor([-1.0, 4.0, 1.0]))
     torch.testing.assert_close(sdf.box(x, y, 1.0, 1.0), torch.tensor([-1.0, 13.0**0.5, 1.0]))
-    torch.testing.assert_close(sdf.segment(x, y, (0.0, 0.0), (0.0, 2.0), 0.5)[[0, 2]], torch.tensor([-0.5, -0.5]))
+    torch.testing.assert_close(
+        sdf.segment(x, y, (0.0, 0.0), (0.0, 2.0), 0.5)[[0, 2]], torch.tensor([-0.5, -0.5])
+    )
     torch.testing.assert_close(sdf.egg(x, y, 1.0, 0.5, 1.5)[2], torch.tensor(0.0))
     assert abs(sdf.ellipse(torch.tensor(2.0), torch.tensor(0.0), 2.0, 1.0).item()) < 1e-4
