@@ -45,9 +45,7 @@ _KINDS = {
         palette.PORTRAIT_LABELS,
     ),
     "animal": _Kind(animal.draw_animal, animal.draw_pose, animal.draw_animal_head, palette.ANIMAL_LABELS),
-    "landscape": _Kind(
-        landscape.draw_land, landscape.draw_weather, landscape.draw_landscape, palette.LANDSCAPE_LABELS
-    ),
+    "landscape": _Kind(landscape.draw_land, landscape.draw_weather, landscape.draw_landscape, palette.LANDSCAPE_LABELS),
 }
 KINDS = tuple(_KINDS)
 STYLES = tuple(styles.STYLES)
@@ -116,7 +114,7 @@ def render(scenes: Scenes, style: str, size: int = 64) -> Tensor:
 
 
 def attributes(scenes: Scenes) -> dict[str, Tensor]:
-    """All attributes that are classes, name -> (B,) int64; `sampling` and `palette` name the classes."""
+    """All attributes that are classes, name -> (B,) int64; the tables of `palette` name the classes."""
     return {name: value for name, value in scenes.values.items() if not value.is_floating_point()}
 
 
@@ -128,9 +126,7 @@ def segmentation(scenes: Scenes, size: int, style: str = "photo") -> Tensor:
 
 
 def _segment(stage: Stage) -> Tensor:
-    labels = torch.zeros(
-        len(stage.scenes), stage.pixels, stage.pixels, dtype=torch.int64, device=stage.x.device
-    )
+    labels = torch.zeros(len(stage.scenes), stage.pixels, stage.pixels, dtype=torch.int64, device=stage.x.device)
     for layer in stage.layers:
         region = layer.window.cut(labels)
         region[(layer.distance < 0) & (layer.opacity > 0.5)] = layer.label

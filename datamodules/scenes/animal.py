@@ -219,9 +219,7 @@ def _add_muzzle(stage: Stage, head: Muzzle) -> None:
     stage.add(MOUTH, tongue * scale, pink, window, light=0.85 + 0.5 * (y - 0.25), opacity=stage["tongue"])
     dark = torch.where(dog[:, 0] > 0, torch.full_like(fur, 0.10), pink * 0.9)
     wide = 0.115 + 0.06 * dog
-    nose = carve(
-        ellipse(x, y + 0.05, wide, 0.085 + 0.03 * dog), x.abs() * 0.8 + (y + 0.05) - 0.085 - 0.02 * dog, 0.04
-    )
+    nose = carve(ellipse(x, y + 0.05, wide, 0.085 + 0.03 * dog), x.abs() * 0.8 + (y + 0.05) - 0.085 - 0.02 * dog, 0.04)
     ink = fur * 0.12 + 0.03
     smile = (ellipse(x.abs() - 0.125, y - 0.17, 0.125, 0.10).abs() - 0.016).maximum(0.17 - y)
     stem = torch.maximum(x.abs() - 0.014, (y - 0.10).abs() - 0.09)
@@ -235,9 +233,7 @@ def _add_muzzle(stage: Stage, head: Muzzle) -> None:
         opacity=stage.ones * 0.85,
     )
     shine = 0.45 * bump(x + 0.03, y + 0.085, 0.05, 0.022)
-    stage.add(
-        NOSE, nose * scale, dark, window, light=stage.lit(x * 4, (y + 0.05) * 5), gloss=shine, outline=0.7
-    )
+    stage.add(NOSE, nose * scale, dark, window, light=stage.lit(x * 4, (y + 0.05) * 5), gloss=shine, outline=0.7)
 
 
 def _add_eye(stage: Stage, head: Muzzle, side: int) -> None:

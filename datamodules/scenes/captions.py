@@ -42,11 +42,7 @@ def _joined(parts: list[str]) -> str:
 
 def _person(scene: dict[str, int]) -> str:
     mood = "" if scene["mask"] else _MOODS[palette.EXPRESSIONS[scene["expression"]]]
-    parts = [
-        _HAIR_WORDS[palette.HAIR_STYLES[scene["hair"]]].format(
-            _name(palette.HAIR_COLOURS, scene["hair_colour"])
-        )
-    ]
+    parts = [_HAIR_WORDS[palette.HAIR_STYLES[scene["hair"]]].format(_name(palette.HAIR_COLOURS, scene["hair_colour"]))]
     if scene["beard"] and not scene["mask"]:
         parts.append(_FACE_HAIR[palette.BEARDS[scene["beard"]]])
     if scene["glasses"]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from datamodules.scenes.head import Feature, Head
-from datamodules.scenes.layers import Stage
+from datamodules.scenes.layers import Stage, Window
 from datamodules.scenes.palette import PORTRAIT_LABELS
 from datamodules.scenes.sdf import box, bump, carve, circle, ellipse, smooth
 
@@ -44,9 +44,7 @@ def add_skin(stage: Stage, head: Head) -> None:
     _add_ear(stage, head, turned, (0.74 - 0.22 * head.sin.abs()) * turned)
     x, y = head.window.cut(head.x), head.window.cut(head.y)
     centre, _ = head.place(0.0)
-    gloss = 0.16 * bump(x - centre * 1.15, y - 0.33, 0.06, 0.07) + 0.06 * bump(
-        x - centre * 0.6, y + 0.42, 0.3, 0.12
-    )
+    gloss = 0.16 * bump(x - centre * 1.15, y - 0.33, 0.06, 0.07) + 0.06 * bump(x - centre * 0.6, y + 0.42, 0.3, 0.12)
     light = head_light(stage, head)
     stage.add(SKIN, head.face, skin, head.window, light=light, gloss=gloss, soft=0.008)
     _add_ear(stage, head, -turned, (-0.78 + 0.34 * head.sin.abs()) * turned)
@@ -56,13 +54,13 @@ def add_skin(stage: Stage, head: Head) -> None:
         window = stage.window(-0.7, 0.7, -0.05, 0.55)
         at = head.feature(0.40, 0.36, window, side)
         distance = ellipse(at.x, at.y, 0.15, 0.10) * head.scale
-        inside = torch.maximum(distance, window_face(stage, head, window))
+        inside = torch.maximum(distance, window_face(head, window))
         stage.add(SKIN, inside, rosy, window, opacity=opacity, soft=0.16, outline=0.0)
 
 
-def window_face(stage: Stage, head: Head, window: object) -> Tensor:
+def window_face(head: Head, window: Window) -> Tensor:
     """The face's distance over another window inside the head's."""
-    rows, columns = window.rows, window.columns  # type: ignore[attr-defined]
+    rows, columns = window.rows, window.columns
     top, left = head.window.rows.start, head.window.columns.start
     return head.face[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
 
@@ -111,9 +109,7 @@ def _add_eye(stage: Stage, head: Head, at: Feature, side: int, lids: Tensor) -> 
     pupil = torch.maximum(circle(gaze_x, gaze_y, radius * 0.48), opening + 0.006)
     stage.add(EYES, pupil * scale, black, window, soft=0.006, outline=0.0, stroke=True)
     glint = circle(gaze_x + side * 0.32 * radius, gaze_y + 0.36 * radius, 0.30 * radius)
-    stage.add(
-        EYES, torch.maximum(glint, opening) * scale, torch.ones_like(white), window, soft=0.004, outline=0.0
-    )
+    stage.add(EYES, torch.maximum(glint, opening) * scale, torch.ones_like(white), window, soft=0.004, outline=0.0)
     low = circle(gaze_x - side * 0.4 * radius, gaze_y - 0.4 * radius, 0.16 * radius)
     stage.add(EYES, torch.maximum(low, opening) * scale, torch.ones_like(white), window, soft=0.004, outline=0.0,
               opacity=stage.ones * 0.55)  # fmt: skip
@@ -192,17 +188,13 @@ def add_mouth(stage: Stage, head: Head) -> None:
     stage.add(MOUTH, inside * scale, dark, window, opacity=is_open, soft=0.008, outline=0.4, stroke=True)
     teeth = torch.maximum(inside + 0.006, at.y - line - 0.45 * opening)
     laugh = is_open * (stage["expression"] == 2)
-    stage.add(
-        MOUTH, teeth * scale, torch.full_like(colour, 0.95), window, opacity=laugh, soft=0.008, outline=0.0
-    )
+    stage.add(MOUTH, teeth * scale, torch.full_like(colour, 0.95), window, opacity=laugh, soft=0.008, outline=0.0)
     tongue = torch.maximum(inside, ellipse(at.x, at.y - line - opening - 0.02, 0.6 * half, 0.055))
     rose = torch.tensor([[0.80, 0.38, 0.38]], device=at.x.device).expand_as(colour)
     stage.add(MOUTH, tongue * scale, rose, window, opacity=is_open * 0.9, soft=0.012, outline=0.0)
     seam = carve((at.y - line).abs() - 0.011, at.x.abs() - half, 0.02)
     seam_rgb = colour * 0.42
-    stage.add(
-        MOUTH, seam * scale, seam_rgb, window, opacity=1 - is_open, soft=0.010, outline=0.0, stroke=True
-    )
+    stage.add(MOUTH, seam * scale, seam_rgb, window, opacity=1 - is_open, soft=0.010, outline=0.0, stroke=True)
 
 
 def add_beard(stage: Stage, head: Head) -> None:
@@ -212,14 +204,10 @@ def add_beard(stage: Stage, head: Head) -> None:
     at, along, line, opening, half = mouth_lines(stage, head)
     centre, _ = head.place(0.0)
     x, y = window.cut(head.x) - centre * 0.9, window.cut(head.y) - stage["pitch"]
-    face = window_face(stage, head, window) / head.scale
+    face = window_face(head, window) / head.scale
     full = ((kind == 1) | (kind == 4)).float()
     grown = 0.015 + 0.05 * (kind == 4).float()
-    edge = (
-        0.60
-        - 0.36 * smooth((x - 0.04 * head.sin).abs(), 0.26, 0.66)
-        + 0.008 * (x * 60 + stage["strands"]).sin()
-    )
+    edge = 0.60 - 0.36 * smooth((x - 0.04 * head.sin).abs(), 0.26, 0.66) + 0.008 * (x * 60 + stage["strands"]).sin()
     jaw = carve(face - grown * smooth(y, 0.3, 0.9), edge - y, 0.06)
     mouth_gap = ellipse(
         x - 0.1 * centre, y - MOUTH_Y - 0.02, half * 1.08, 0.085 + 0.5 * opening.amax((1, 2), keepdim=True)

@@ -103,11 +103,7 @@ class Hair:
         """A broken band of light around the crown."""
         at = self.x - 0.35 * self.stage["light_x"]
         band = torch.exp(-((self.y + 0.72 - 0.28 * at.square()) / 0.11).square())
-        return (
-            band
-            * (0.12 + 0.018 * (self.flow * 48 + self.stage["strands"]).sin())
-            * torch.exp(-(at / 0.6).square())
-        )
+        return band * (0.12 + 0.018 * (self.flow * 48 + self.stage["strands"]).sin()) * torch.exp(-(at / 0.6).square())
 
 
 def add_hair_back(stage: Stage, hair: Hair) -> None:

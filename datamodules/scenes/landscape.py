@@ -24,13 +24,9 @@ _TREE = ((0.12, 0.34, 0.20), (0.18, 0.46, 0.24), (0.16, 0.42, 0.18), (0.30, 0.48
 def draw_land(draw: Draw) -> None:
     """What stays with a landscape: the place and what stands there."""
     place = draw.choice("place", (2.5, 1.5, 2, 1.2, 1.5))
-    draw.choice(
-        "mountains", torch.tensor(((0.2, 0.8), (0.7, 0.3), (0.4, 0.6), (0.6, 0.4), (0.2, 0.8)))[place]
-    )
+    draw.choice("mountains", torch.tensor(((0.2, 0.8), (0.7, 0.3), (0.4, 0.6), (0.6, 0.4), (0.2, 0.8)))[place])
     draw.choice("trees", torch.tensor(((0.2, 0.8), (0.6, 0.4), (0.25, 0.75), (0.7, 0.3), (0.2, 0.8)))[place])
-    draw.choice(
-        "house", torch.tensor(((0.7, 0.3), (0.85, 0.15), (0.55, 0.45), (0.9, 0.1), (0.55, 0.45)))[place]
-    )
+    draw.choice("house", torch.tensor(((0.7, 0.3), (0.85, 0.15), (0.55, 0.45), (0.9, 0.1), (0.55, 0.45)))[place])
     draw.choice("boat", torch.tensor(((0.7, 0.3), (0.6, 0.4), (1, 0), (1, 0), (1, 0)))[place])
     for name, low, high in (("horizon", 0.02, 0.26), ("ridge_a", 0, 6.28), ("ridge_b", 0, 6.28), ("peak", 0.75, 1.2),
                             ("trees_at", 0, 1), ("house_at", -0.65, 0.65), ("boat_at", -0.6, 0.6)):  # fmt: skip
@@ -154,9 +150,7 @@ def _add_mountains(stage: Stage, level: Tensor) -> None:
         rock = torch.tensor([[0.42, 0.42, 0.50]], device=stage.x.device).expand(len(stage.scenes), 3)
         rock = torch.where(stage["place"][:, 0] == 3, rock.new_tensor([[0.66, 0.40, 0.28]]), rock)
         distance = (top - stage.y) * 0.6
-        fall = (
-            torch.cat([top[..., :1] - top[..., 1:2], top[..., :-1] - top[..., 1:]], dim=-1) * stage.pixels / 2
-        )
+        fall = torch.cat([top[..., :1] - top[..., 1:2], top[..., :-1] - top[..., 1:]], dim=-1) * stage.pixels / 2
         light = 1.0 - 0.18 * torch.tanh(3 * fall * stage["light_x"].sign()).expand(-1, stage.pixels, -1)
         stage.add(MOUNTAINS, distance, _tinted(stage, rock, haze), stage.everywhere, light=light, opacity=has,
                   soft=0.015)  # fmt: skip
@@ -174,9 +168,7 @@ def _add_land(stage: Stage, level: Tensor) -> None:
     wet = (place <= 1).float()
     depth = ((y - level) / (1 - level)).clamp(0, 1)
     zenith, low = stage["zenith_rgb"], stage["horizon_rgb"]
-    near = (zenith * 0.62 + torch.tensor([[0.02, 0.10, 0.14]], device=x.device) * stage["tint_rgb"])[
-        :, :, None, None
-    ]
+    near = (zenith * 0.62 + torch.tensor([[0.02, 0.10, 0.14]], device=x.device) * stage["tint_rgb"])[:, :, None, None]
     water = low[:, :, None, None] * 0.92 * (1 - depth[:, None].sqrt()) + near * depth[:, None].sqrt()
     water = (water + 0 * x[:, None]).clamp(0, 1)
     waves = ((y - level + 0.02).clamp(min=0.01).log() * 26 + (x * 5 + stage["ridge_a"]).sin() * 1.5).sin()
@@ -187,12 +179,8 @@ def _add_land(stage: Stage, level: Tensor) -> None:
     grass = level + 0.02 + 0.035 * _ridge(stage, stage["ridge_a"], 1.1)
     shore = level + 0.52 + 0.10 * _ridge(stage, stage["ridge_a"], 1.0) - 0.10 * stage.x * stage["trees_at"]
     top = window.cut(torch.where(wet > 0, shore, grass))
-    tufts = (
-        (x * 40 + 9 * y).sin() + (y * 55 + 21 * x).sin() + (x * 23 - y * 31 + stage["ridge_b"]).sin()
-    ) / 3
-    dunes = torch.where(
-        place >= 3, (((y - top) * 16 + 1.6 * (x * 3 + stage["ridge_b"]).sin()).sin()) * 0.6, tufts
-    )
+    tufts = ((x * 40 + 9 * y).sin() + (y * 55 + 21 * x).sin() + (x * 23 - y * 31 + stage["ridge_b"]).sin()) / 3
+    dunes = torch.where(place >= 3, (((y - top) * 16 + 1.6 * (x * 3 + stage["ridge_b"]).sin()).sin()) * 0.6, tufts)
     light = 1.06 - 0.26 * smooth(y - top, 0.0, 0.9) + 0.05 * dunes
     stage.add(GROUND, (top - y) * 0.9, _tinted(stage, stage["ground_rgb"]), window, light=light, soft=0.015)
 
@@ -210,9 +198,7 @@ def _add_boat(stage: Stage, level: Tensor) -> None:
     jib = torch.maximum(torch.maximum(x + 0.018, y + 0.05), (-x * 2.4 - y - 0.25) * 0.4)
     canvas = torch.full_like(wood, 0.96)
     stage.add(BOAT, mast, _tinted(stage, wood * 0.7), window, opacity=has, outline=0.0, stroke=True)
-    stage.add(
-        BOAT, torch.minimum(sail, jib), _tinted(stage, canvas), window, light=1 - 0.5 * x.abs(), opacity=has
-    )
+    stage.add(BOAT, torch.minimum(sail, jib), _tinted(stage, canvas), window, light=1 - 0.5 * x.abs(), opacity=has)
     stage.add(BOAT, hull, _tinted(stage, wood), window, opacity=has)
 
 
@@ -229,9 +215,7 @@ def _add_house(stage: Stage, level: Tensor) -> None:
     chimney = box(x - 0.12, y + 0.42, 0.03, 0.09)
     yellow = torch.tensor([[1.0, 0.86, 0.45]], device=x.device).expand(len(stage.scenes), 3)
     lit = ((stage["time"] == 3) | (stage["time"] == 1)).float()[:, 0]
-    pane = yellow * lit + (1 - lit) * _tinted(
-        stage, yellow.new_tensor([[0.42, 0.56, 0.66]]).expand_as(yellow)
-    )
+    pane = yellow * lit + (1 - lit) * _tinted(stage, yellow.new_tensor([[0.42, 0.56, 0.66]]).expand_as(yellow))
     shade = 1.02 - 0.22 * smooth(x * stage["light_x"].sign(), 0.2, -0.2)
     stage.add(HOUSE, chimney, _tinted(stage, stage["roof_rgb"] * 0.8), window, opacity=has)
     stage.add(HOUSE, wall, _tinted(stage, stage["wall_rgb"]), window, light=shade, opacity=has)

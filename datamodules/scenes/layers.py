@@ -7,7 +7,6 @@ from torch import Tensor
 
 from datamodules.scenes.sampling import Scenes
 
-
 _REACH = 0.10  # no style draws farther outside a shape than this (lines, wobble) plus half its softness
 
 

@@ -129,11 +129,9 @@ def add_glasses(stage: Stage, head: Head) -> None:
             soft=0.03,
         )
     mid = head.feature(0.0, face.EYE_Y - 0.02, window)
-    bridge = carve((mid.y + 0.05 - 1.2 * mid.x.square()).abs() - thin, mid.x.abs() - 0.13, 0.01).maximum(
-        -nearest
-    )
+    bridge = carve((mid.y + 0.05 - 1.2 * mid.x.square()).abs() - thin, mid.x.abs() - 0.13, 0.01).maximum(-nearest)
     frame = torch.minimum(nearest.abs() - thin, bridge)
-    edge = face.window_face(stage, head, window) / scale - 0.02
+    edge = face.window_face(head, window) / scale - 0.02
     for lens, at in lenses:
         arm = torch.maximum((at.y + 0.05).abs() - thin, (at.x - 0.36).abs() - 0.16)
         frame = torch.minimum(frame, arm.maximum(-lens).maximum(edge))
@@ -149,7 +147,7 @@ def add_mask(stage: Stage, head: Head) -> None:
     at = head.feature(0.0, 0.62, window)
     middle, _ = head.place(0.0)
     x = window.cut(head.x) - middle * 0.8
-    outline = face.window_face(stage, head, window) / head.scale - 0.02
+    outline = face.window_face(head, window) / head.scale - 0.02
     edge = 0.22 + 0.20 * x.square()
     shape = carve(outline, edge - window.cut(head.y) + stage["pitch"], 0.05)
     cloth = torch.tensor([[0.62, 0.80, 0.88]], device=x.device).expand_as(stage["skin_rgb"])

@@ -31,9 +31,7 @@ def box(x: Tensor, y: Tensor, half_width: Value, half_height: Value, radius: Val
     return outside + torch.maximum(u, v).clamp(max=0) - radius
 
 
-def segment(
-    x: Tensor, y: Tensor, start: tuple[Value, Value], end: tuple[Value, Value], radius: Value
-) -> Tensor:
+def segment(x: Tensor, y: Tensor, start: tuple[Value, Value], end: tuple[Value, Value], radius: Value) -> Tensor:
     """Capsule from start to end."""
     px, py = x - start[0], y - start[1]
     dx, dy = end[0] - start[0], end[1] - start[1]

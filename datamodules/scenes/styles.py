@@ -139,9 +139,7 @@ def watercolor(stage: Stage) -> Tensor:
         thin = _rgb(layer.colour) * 0.90 + 0.10
         colour = 1 - depth[:, None] * ((1 - thin) * (0.98 - 0.12 * thin))
         alpha = (
-            cover(distance, 0.4 * layer.soft + 0.012 + 1.5 * pixel)
-            * layer.opacity
-            * (1.0 if layer.stroke else 0.95)
+            cover(distance, 0.4 * layer.soft + 0.012 + 1.5 * pixel) * layer.opacity * (1.0 if layer.stroke else 0.95)
         )
         _put(canvas, layer, alpha, colour.clamp(min=0.02))
     canvas = paper + cover(border, 0.10)[:, None] * (canvas - paper)
@@ -181,9 +179,7 @@ def finish(style: str, stage_for: Callable[[int, Geometry], Stage], size: int) -
     chosen = STYLES[style]
     if chosen.blocky:
         grid = size // 2 if size < 128 else 64
-        image = F.interpolate(
-            chosen.paint(stage_for(3 * grid, chosen.geometry)), size=(size, size), mode="nearest"
-        )
+        image = F.interpolate(chosen.paint(stage_for(3 * grid, chosen.geometry)), size=(size, size), mode="nearest")
         return image * 2 - 1
     stage = stage_for(2 * size, chosen.geometry)
     image = F.avg_pool2d(chosen.paint(stage), 2)

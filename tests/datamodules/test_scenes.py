@@ -111,9 +111,7 @@ def test_captions_say_what_the_attributes_are() -> None:
         "backdrop_colour": blue,
     }
     scenes = sample_scenes(0, [3], gender=1, hair=0, **{**PLAIN, **busy})
-    expected = (
-        "a photo of a smiling man with a bald head, a blue beanie and a raised hand on a blue background"
-    )
+    expected = "a photo of a smiling man with a bald head, a blue beanie and a raised hand on a blue background"
     assert captions(scenes, "photo") == [expected]
 
 
@@ -218,8 +216,6 @@ def test_distances_of_known_points() -> None:
     x, y = torch.tensor([0.0, 3.0, 0.0]), torch.tensor([0.0, 4.0, 2.0])
     torch.testing.assert_close(sdf.circle(x, y, 1.0), torch.tensor([-1.0, 4.0, 1.0]))
     torch.testing.assert_close(sdf.box(x, y, 1.0, 1.0), torch.tensor([-1.0, 13.0**0.5, 1.0]))
-    torch.testing.assert_close(
-        sdf.segment(x, y, (0.0, 0.0), (0.0, 2.0), 0.5)[[0, 2]], torch.tensor([-0.5, -0.5])
-    )
+    torch.testing.assert_close(sdf.segment(x, y, (0.0, 0.0), (0.0, 2.0), 0.5)[[0, 2]], torch.tensor([-0.5, -0.5]))
     torch.testing.assert_close(sdf.egg(x, y, 1.0, 0.5, 1.5)[2], torch.tensor(0.0))
     assert abs(sdf.ellipse(torch.tensor(2.0), torch.tensor(0.0), 2.0, 1.0).item()) < 1e-4
