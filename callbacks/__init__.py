@@ -1,9 +1,10 @@
 """What happens beside training: previews, results, records, measurements, averaged weights."""
 
 from callbacks.ema import EMA
+from callbacks.export import Export
 from callbacks.image_writer import ImageWriter
 from callbacks.previews import Previews
 from callbacks.run_record import RunRecord
 from callbacks.throughput import Throughput
 
-__all__ = ["EMA", "ImageWriter", "Previews", "RunRecord", "Throughput"]
+__all__ = ["EMA", "Export", "ImageWriter", "Previews", "RunRecord", "Throughput"]

@@ -90,8 +90,7 @@ class ImageWriter(BasePredictionWriter):
         print(
             f"{written} pictures in {seconds:.1f} s ({written / max(seconds, 1e-9):.2f} images/s, "
             f"batch {self._largest_batch}, {trainer.precision}, "
-            f"{trainer.world_size} x {pl_module.device.type})"
-            + (f"; {skipped} were there already" if skipped else "")
+            f"{trainer.world_size} x {pl_module.device.type})" + (f"; {skipped} were there already" if skipped else "")
         )
         print(f"results: {self.output_dir.resolve()}")
 

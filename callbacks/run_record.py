@@ -58,9 +58,7 @@ class RunRecord(L.Callback):
         done = trainer.global_step >= trainer.max_steps > 0
         self._end(trainer, pl_module, "finished" if done else "stopped")
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         kind = type(exception).__name__
         state = "interrupted" if isinstance(exception, KeyboardInterrupt) else f"failed: {kind}"
         self._end(trainer, pl_module, state)

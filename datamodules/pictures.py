@@ -52,9 +52,7 @@ class Pictures(L.LightningDataModule):
         self.save_hyperparameters(logger=False, ignore=["batch_size", "num_workers"])
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.reader = Reader(
-            find_sources(images), resolution, twin_style=twin_style, captions=captions
-        )
+        self.reader = Reader(find_sources(images), resolution, twin_style=twin_style, captions=captions)
 
     def pictures(self) -> list[dict[str, Any]]:
         """Every picture, loaded: dicts of `image` (3, H, W), `name`, `caption`, `index` and perhaps `twin`.

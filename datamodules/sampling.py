@@ -27,9 +27,7 @@ class StepSampler(DistributedSampler[Any]):
         world: number of processes.
     """
 
-    def __init__(
-        self, iterations: int, batch_size: int, *, start_step: int = 0, rank: int = 0, world: int = 1
-    ) -> None:
+    def __init__(self, iterations: int, batch_size: int, *, start_step: int = 0, rank: int = 0, world: int = 1) -> None:
         self.iterations = iterations
         self.batch_size = batch_size
         self.start_step = start_step
@@ -105,9 +103,7 @@ def train_loader(
     if iterations < 1:
         raise UserError(f"trainer.max_steps is {iterations}; set it to the number of iterations of the run.")
     world = trainer.world_size
-    sampler = StepSampler(
-        iterations, batch_size, start_step=trainer.global_step, rank=trainer.global_rank, world=world
-    )
+    sampler = StepSampler(iterations, batch_size, start_step=trainer.global_step, rank=trainer.global_rank, world=world)
     return DataLoader(
         Samples(sample, iterations * batch_size * world),
         batch_size=batch_size,

@@ -1,0 +1,1 @@
+"""The methods: one LightningModule per paper, found by `class_path`."""

@@ -1,0 +1,237 @@
+"""StyleModule: the one base class of all methods.
+
+One *iteration* is what the paper calls one, whatever the number of optimizers: the first optimizer is the clock, so
+`trainer.global_step` equals the iterations done. Randomness is counter-based, checkpoints hold what is trained.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_styles import noise
+from lightning_styles.errors import UserError
+
+CHECKPOINT_KEY = "lightning_styles"
+
+
+@contextmanager
+def uncounted(optimizer: LightningOptimizer) -> Iterator[None]:
+    """Step `optimizer` with all of Lightning's hooks and precision plugins but without advancing `global_step`."""
+    before, after = optimizer._on_before_step, optimizer._on_after_step
+    optimizer._on_before_step = optimizer._on_after_step = lambda: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        optimizer._on_before_step, optimizer._on_after_step = before, after  # type: ignore[method-assign]
+
+
+class StyleModule(L.LightningModule):
+    """A method: manual optimization, one clock, named optimizers, weighted named losses, lean checkpoints.
+
+    Subclasses build their networks in `configure_model`, say which tensors are trained in `kept`, return named
+    optimizers from `named_optimizers` (the first is the clock) and call `optimize(name, loss)` in `training_step`.
+
+    Attributes:
+        iterations: length of a run, the paper's N.
+        iteration: the current iteration, 0-based; constant during a training step.
+        base_models: name of each frozen base -> sha256, stored in checkpoints instead of the weights.
+        finished: names of pictures that `predict` may skip because their result is already written.
+    """
+
+    def __init__(
+        self,
+        *,
+        iterations: int,
+        seed: int = 0,
+        clip_norm: float | None = None,
+        metrics: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        if iterations < 1:
+            raise UserError(f"iterations is {iterations}; it must be at least 1.")
+        self.automatic_optimization = False
+        self.strict_loading = False  # frozen bases are not in checkpoints; on_load_checkpoint checks the rest strictly
+        self.iterations = iterations
+        self.seed = seed
+        self.clip_norm = clip_norm
+        self.metrics = metrics or {}
+        self.iteration = 0
+        self.base_models: dict[str, str] = {}
+        self.finished: set[str] = set()
+        self._optimizer_index: dict[str, int] = {}
+        self._alone: dict[str, tuple[Optimizer, LambdaLR | None]] | None = None
+
+    # ---- what a method defines
+
+    def kept(self, name: str) -> bool:
+        """Whether the parameter or buffer `name` belongs in checkpoints (a pure function of the name)."""
+        return True
+
+    def named_optimizers(self) -> dict[str, tuple[Optimizer, LambdaLR | None]]:
+        """Optimizers with their schedulers by name; the first one is the clock."""
+        raise NotImplementedError
+
+    def preview(self) -> dict[str, Tensor]:
+        """Named columns of pictures, (B, 3, H, W) in [-1, 1], that show the state of the run."""
+        return {}
+
+    def closing_lines(self) -> list[str]:
+        """What to tell the user when a command ends: where results are and what to run next."""
+        return []
+
+    @classmethod
+    def required_models(cls, init_args: dict[str, Any]) -> list[tuple[str, str]]:
+        """(name or path, kind) of every pretrained file that a run with `init_args` reads."""
+        from lightning_styles.metrics.evaluation import required_models
+
+        return required_models(init_args.get("metrics") or {})
+
+    def frozen_dtype(self, precision: str) -> torch.dtype:
+        """Precision of frozen weights by name; "auto" is bfloat16 on a GPU and float32 elsewhere."""
+        if precision == "auto":
+            precision = "bfloat16" if self.trainer.strategy.root_device.type == "cuda" else "float32"
+        return getattr(torch, precision)
+
+    # ---- optimization
+
+    def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, Any]]]:  # type: ignore[override]
+        named = self.named_optimizers()
+        self._optimizer_index = {name: i for i, name in enumerate(named)}
+        self._schedulers = {name: scheduler for name, (_, scheduler) in named.items() if scheduler is not None}
+        schedulers = [{"scheduler": s, "name": f"lr/{name}"} for name, s in self._schedulers.items()]
+        return [optimizer for optimizer, _ in named.values()], schedulers
+
+    def optimize(self, name: str, loss: Tensor, gradient: Tensor | None = None) -> None:
+        """One step of the optimizer `name`: zero_grad, backward, clip, step, scheduler.
+
+        Args:
+            name: a key of `named_optimizers`.
+            loss: scalar loss; or the trained tensor itself when its gradient is known in closed form.
+            gradient: closed-form gradient with the shape of `loss`; None for a scalar loss.
+        """
+        if self._alone is not None:
+            optimizer, scheduler = self._alone[name]
+            optimizer.zero_grad()
+            loss.backward(gradient)
+            if self.clip_norm is not None:
+                trained = [p for group in optimizer.param_groups for p in group["params"]]
+                torch.nn.utils.clip_grad_norm_(trained, self.clip_norm)
+            optimizer.step()
+        else:
+            scheduler = self._schedulers.get(name)
+            self._optimize_in_fit(self._optimizer_index[name], loss, gradient)
+        if scheduler is not None:
+            scheduler.step()
+
+    def _optimize_in_fit(self, index: int, loss: Tensor, gradient: Tensor | None) -> None:
+        optimizers = self.optimizers(use_pl_optimizer=True)
+        optimizer = optimizers[index] if isinstance(optimizers, list) else optimizers
+        optimizer.zero_grad()
+        self.manual_backward(loss, gradient=gradient)
+        if self.clip_norm is not None:
+            self.clip_gradients(optimizer, gradient_clip_val=self.clip_norm, gradient_clip_algorithm="norm")
+        with nullcontext() if index == 0 else uncounted(optimizer):
+            optimizer.step()
+
+    @contextmanager
+    def optimizing_alone(self) -> Iterator[None]:
+        """Let `optimize` work outside of `fit`, in `predict` or `test`: own optimizers, no gradient sync, no logs."""
+        with torch.inference_mode(False), torch.enable_grad():
+            self._alone = self.named_optimizers()
+            try:
+                yield
+            finally:
+                self._alone = None
+
+    def total_loss(self, losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+        """Sum of weights[name] * losses[name], logged with its terms as train/total and train/<name>."""
+        total = torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
+        self.log_losses(losses | {"total": total})
+        return total
+
+    def log_losses(self, losses: dict[str, Tensor]) -> None:
+        """Log scalars as train/<name>; nothing outside of `fit`."""
+        if self._alone is None:
+            self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()})
+
+    # ---- evaluation
+
+    def on_test_start(self) -> None:
+        from lightning_styles.metrics.evaluation import Evaluation
+
+        if not self.metrics:
+            raise UserError("model.metrics is empty; name what to measure, for example {perceptual: tiny/perceptual}.")
+        self.__dict__["evaluation"] = Evaluation(self.metrics).to(self.device)  # no part of the method's state
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Measure what `predict` makes of a batch against its source and, where known, its exact twin."""
+        predicted = self.predict_step(batch, batch_idx)
+        self.evaluation.update(torch.stack(predicted["image"]), batch["image"], batch.get("twin"))
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({f"test/{name}": value for name, value in self.evaluation.compute().items()})
+
+    # ---- randomness and the clock
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.iteration = self.trainer.global_step
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """The CPU generator of this (seed, iteration, rank, purpose)."""
+        rank = 0 if self._trainer is None or self._alone is not None else self.global_rank
+        return noise.generator(self.seed, self.iteration, rank, purpose)
+
+    def randn_like(self, tensor: Tensor, purpose: str) -> Tensor:
+        """Standard normal noise shaped like `tensor`, drawn on the CPU from `generator(purpose)`."""
+        draw = torch.randn(tensor.shape, generator=self.generator(purpose))
+        return draw.to(tensor.device, tensor.dtype, non_blocking=True)
+
+    # ---- checkpoints
+
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        state = super().state_dict(*args, prefix=prefix, **kwargs)
+        for key in [key for key in state if key.startswith(prefix) and not self.kept(key[len(prefix) :])]:
+            del state[key]
+        return state
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CHECKPOINT_KEY] = {
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "init_args": dict(self.hparams),
+            "base_models": dict(self.base_models),
+            "iterations": self.iterations,
+            "world_size": self.trainer.world_size,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get(CHECKPOINT_KEY)
+        if saved is None:
+            raise UserError("This checkpoint was not written by lightning_styles; `convert` reads foreign files.")
+        for name, digest in saved["base_models"].items():
+            found = self.base_models.get(name)
+            if found != digest:
+                here = ", ".join(f"{n} ({d[:12]})" for n, d in self.base_models.items()) or "none"
+                raise UserError(
+                    f"The checkpoint was trained on base {name} ({digest[:12]}), this run has {here}; "
+                    "use the base of the checkpoint or start a new run."
+                )
+        check_same_architecture(checkpoint["state_dict"], self.state_dict())
+
+
+def check_same_architecture(saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """Raise UserError naming the first differing keys unless both hold the same names and shapes."""
+    differing = sorted(saved.keys() ^ own.keys())
+    differing += sorted(k for k in saved.keys() & own.keys() if saved[k].shape != own[k].shape)
+    if differing:
+        first = ", ".join(differing[:3])
+        raise UserError(
+            f"The checkpoint has another architecture than this configuration: {len(differing)} tensors differ, "
+            f"first {first}; use the settings of the checkpoint or start a new run."
+        )

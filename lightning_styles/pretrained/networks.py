@@ -1,0 +1,47 @@
+"""The small networks of the embedded world: safetensors whose metadata holds the constructor's arguments."""
+
+import json
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lightning_styles.errors import UserError
+from lightning_styles.models.identity import IdentityNet
+from lightning_styles.models.perceptual import PerceptualNet
+from lightning_styles.pretrained import locate
+
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def save_network(network: nn.Module, path: Path, **arguments: list[int] | int) -> None:
+    """Write the weights of `network` in half precision, with the `arguments` that build it again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().half().contiguous().cpu() for name, tensor in network.state_dict().items()}
+    save_file(state, path, metadata={"arguments": json.dumps(arguments)})
+
+
+def load_perceptual(name: str) -> PerceptualNet:
+    """The frozen perceptual network behind `name` (a path or a name of the registry)."""
+    return _load(PerceptualNet, name, "perceptual")
+
+
+def load_identity(name: str) -> IdentityNet:
+    """The frozen identity network behind `name` (a path or a name of the registry)."""
+    return _load(IdentityNet, name, "identity")
+
+
+def _load(network: type[Net], name: str, kind: str) -> Net:
+    path = locate(name, kind)
+    try:
+        with safe_open(path, framework="pt") as file:
+            arguments = json.loads((file.metadata() or {})["arguments"])
+        state = {key: tensor.to(torch.float32) for key, tensor in load_file(path).items()}
+    except Exception as error:
+        raise UserError(f"{path} is not a whole {kind} network of lightning_styles: {error}.") from error
+    module = network(**arguments)
+    module.load_state_dict(state)
+    return module.eval().requires_grad_(False)

@@ -1,0 +1,113 @@
+"""Train the autoencoder of a latent diffusion model (arXiv 2112.10752, section 3.1) in the layout of diffusers."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_styles.module import StyleModule
+from lightning_styles.pretraining.schedule import warmup_cosine
+
+
+class AutoencoderPretraining(StyleModule):
+    """AutoencoderKL from pictures: L1 + gradient + perceptual + KL; the latent scale is measured at export.
+
+    Args:
+        iterations: optimizer steps.
+        widths: channels of each resolution; each level after the first halves the resolution.
+        latent_channels: channels of the latent.
+        weights: weight of each term: l1, edges (L1 of picture gradients), perceptual, kl.
+        perceptual: name or path of the perceptual network; None leaves the term out.
+        start: folder of an earlier run's export to go on from; None starts from random weights.
+        lr: peak learning rate of AdamW.
+        warmup: iterations of linear warm-up.
+        seed: seed of the posterior's noise.
+    """
+
+    def __init__(
+        self,
+        *,
+        iterations: int,
+        widths: list[int],
+        latent_channels: int = 4,
+        weights: dict[str, float],
+        perceptual: str | None = None,
+        start: str | None = None,
+        lr: float = 1e-3,
+        warmup: int = 100,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(iterations=iterations, seed=seed, clip_norm=1.0)
+        self.save_hyperparameters()
+
+    @classmethod
+    def required_models(cls, init_args: dict[str, Any]) -> list[tuple[str, str]]:
+        kinds = {"perceptual": "perceptual", "start": "autoencoder folder"}
+        return [(init_args[key], kind) for key, kind in kinds.items() if init_args.get(key)]
+
+    def kept(self, name: str) -> bool:
+        return name.startswith(("vae.", "latent_variance"))
+
+    def configure_model(self) -> None:
+        if hasattr(self, "vae"):
+            return
+        from diffusers import AutoencoderKL
+
+        from lightning_styles.pretrained.networks import load_perceptual
+
+        h, levels = self.hparams, len(self.hparams.widths)
+        self.vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=tuple(h.widths),
+            layers_per_block=1,
+            latent_channels=h.latent_channels,
+            norm_num_groups=8,
+            sample_size=64,
+        )
+        if h.start:
+            started = AutoencoderKL.from_pretrained(h.start, subfolder="vae", local_files_only=True)
+            self.vae.load_state_dict(started.state_dict())
+        self.register_buffer("latent_variance", torch.ones(()))
+        self.perceptual = load_perceptual(h.perceptual) if h.perceptual else None
+
+    def named_optimizers(self) -> dict[str, tuple[Optimizer, LambdaLR | None]]:
+        optimizer = AdamW(self.vae.parameters(), lr=self.hparams.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+        return {"vae": (optimizer, warmup_cosine(optimizer, self.iterations, self.hparams.warmup))}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        x = batch["image"]
+        posterior = self.vae.encode(x).latent_dist
+        z = posterior.mean + posterior.std * self.randn_like(posterior.mean, "posterior")
+        losses = self.losses(x, self.vae.decode(z).sample)
+        losses["kl"] = posterior.kl().mean() / z[0].numel()
+        self.optimize("vae", self.total_loss(losses, self.hparams.weights))
+        self.latent_variance.lerp_(posterior.mean.detach().float().var(), 0.01)
+        self.last = x.detach()[:8]
+
+    def losses(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Reconstruction terms of `y` against `x`, both (B, 3, H, W) in [-1, 1]."""
+        losses = {"l1": F.l1_loss(y, x), "edges": F.l1_loss(differences(y), differences(x))}
+        if self.perceptual is not None:
+            losses["perceptual"] = self.perceptual(y, x).mean()
+        return losses
+
+    def preview(self) -> dict[str, Tensor]:
+        if not hasattr(self, "last"):
+            return {}
+        return {"source": self.last, "result": self.vae(self.last).sample}
+
+    @torch.no_grad()
+    def export(self, folder: Path) -> None:
+        """Save the autoencoder to `folder`/vae with the scale that gives its latents unit variance."""
+        self.vae.register_to_config(scaling_factor=round(self.latent_variance.rsqrt().item(), 5))
+        self.vae.save_pretrained(folder / "vae")
+
+
+def differences(x: Tensor) -> Tensor:
+    """Horizontal and vertical neighbour differences of `x` (B, C, H, W), flattened to (B, N)."""
+    return torch.cat([x.diff(dim=-1).flatten(1), x.diff(dim=-2).flatten(1)], dim=1)

@@ -1,0 +1,174 @@
+"""Train a small text-to-image latent diffusion model (arXiv 2112.10752, equation 3) in the Stable Diffusion layout."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_styles.errors import UserError
+from lightning_styles.module import StyleModule
+from lightning_styles.pretrained.stable_diffusion import StableDiffusion, encode_prompts
+from lightning_styles.pretraining.schedule import warmup_cosine
+from lightning_styles.pretraining.tokenizer import train_clip_tokenizer
+
+# The noise schedule of Stable Diffusion 1.x, so that every tool treats the result as one.
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "clip_sample": False,
+}
+
+
+class LatentDiffusionPretraining(StyleModule):
+    """UNet and CLIP text encoder from captioned pictures, on the latents of a frozen autoencoder.
+
+    Args:
+        iterations: optimizer steps.
+        autoencoder: folder that holds `vae/` in diffusers layout.
+        tokenizer: folder for the tokenizer; learned from the captions of the data when it does not exist.
+        vocabulary: learned entries of the tokenizer at most.
+        prompt_length: tokens of a padded prompt.
+        widths: channels of each resolution of the UNet; all but the last have cross attention.
+        heads: attention heads of the UNet.
+        text_width: hidden size of the text encoder.
+        text_layers: layers of the text encoder.
+        caption_dropout: probability of an empty caption, for classifier-free guidance.
+        lr: peak learning rate of AdamW.
+        warmup: iterations of linear warm-up.
+        preview_prompts: prompts of the preview pictures.
+        seed: key of all randomness.
+    """
+
+    def __init__(
+        self,
+        *,
+        iterations: int,
+        autoencoder: str,
+        tokenizer: str,
+        vocabulary: int = 400,
+        prompt_length: int = 32,
+        widths: list[int],
+        heads: int = 4,
+        text_width: int = 128,
+        text_layers: int = 3,
+        caption_dropout: float = 0.1,
+        lr: float = 5e-4,
+        warmup: int = 200,
+        preview_prompts: list[str],
+        seed: int = 0,
+    ) -> None:
+        super().__init__(iterations=iterations, seed=seed, clip_norm=1.0)
+        self.save_hyperparameters()
+
+    @classmethod
+    def required_models(cls, init_args: dict[str, Any]) -> list[tuple[str, str]]:
+        return [(init_args["autoencoder"], "autoencoder folder")]
+
+    def kept(self, name: str) -> bool:
+        return name.startswith(("unet.", "text_encoder."))
+
+    def configure_model(self) -> None:
+        if hasattr(self, "unet"):
+            return
+        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
+        h = self.hparams
+        if not (Path(h.autoencoder) / "vae").is_dir():
+            raise UserError(f"{h.autoencoder} has no folder vae; train one with configs/pretrain/autoencoder.yaml.")
+        self.vae = AutoencoderKL.from_pretrained(h.autoencoder, subfolder="vae", local_files_only=True)
+        self.vae.eval().requires_grad_(False)
+        self.text_encoder, self.tokenizer = self.build_text_encoder()
+        cross = len(h.widths) - 1
+        self.unet = UNet2DConditionModel(
+            sample_size=16,
+            down_block_types=("CrossAttnDownBlock2D",) * cross + ("DownBlock2D",),
+            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * cross,
+            block_out_channels=tuple(h.widths),
+            layers_per_block=1,
+            cross_attention_dim=h.text_width,
+            attention_head_dim=h.heads,
+            norm_num_groups=16,
+        )
+        self.schedule = DDPMScheduler(**SCHEDULER)
+
+    def build_text_encoder(self) -> tuple[torch.nn.Module, Any]:
+        """A fresh CLIP text model and the tokenizer of this run, learned from the data's captions if need be."""
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+        h, folder = self.hparams, Path(self.hparams.tokenizer)
+        if not (folder / "vocab.json").exists():
+            train_clip_tokenizer(self.trainer.datamodule.corpus(), folder, h.vocabulary, h.prompt_length)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        config = CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=h.text_width,
+            intermediate_size=4 * h.text_width,
+            num_hidden_layers=h.text_layers,
+            num_attention_heads=4,
+            max_position_embeddings=h.prompt_length,
+            projection_dim=h.text_width,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return CLIPTextModel(config), tokenizer
+
+    def named_optimizers(self) -> dict[str, tuple[Optimizer, LambdaLR | None]]:
+        trained = [*self.unet.parameters(), *self.text_encoder.parameters()]
+        optimizer = AdamW(trained, lr=self.hparams.lr, weight_decay=1e-2)
+        return {"denoiser": (optimizer, warmup_cosine(optimizer, self.iterations, self.hparams.warmup))}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        z = self.encode(batch["image"])
+        generator = self.generator("timestep")
+        t = torch.randint(self.schedule.config.num_train_timesteps, (len(z),), generator=generator).to(z.device)
+        kept = torch.rand(len(z), generator=generator) >= self.hparams.caption_dropout
+        captions = [c if keep else "" for c, keep in zip(batch["caption"], kept.tolist(), strict=True)]
+        eps = self.randn_like(z, "noise")
+        text = encode_prompts(self.text_encoder, self.tokenizer, captions)
+        prediction = self.unet(self.schedule.add_noise(z, eps, t), t, text).sample
+        loss = F.mse_loss(prediction.float(), eps)
+        self.optimize("denoiser", self.total_loss({"noise": loss}, {}))
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """Scaled posterior means (B, 4, h, w) of pictures (B, 3, H, W)."""
+        return self.vae.encode(x).latent_dist.mean.float() * self.vae.config.scaling_factor
+
+    def bundle(self) -> StableDiffusion:
+        """The parts as one base model."""
+        return StableDiffusion(self.unet, self.vae, self.text_encoder, self.tokenizer, SCHEDULER, sha256="")
+
+    def preview(self) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(self.seed)
+        images = (
+            self.bundle()
+            .pipeline()(
+                list(self.hparams.preview_prompts),
+                num_inference_steps=25,
+                guidance_scale=4.0,
+                height=16 * self.vae_factor,
+                width=16 * self.vae_factor,
+                generator=generator,
+                output_type="pt",
+            )
+            .images
+        )
+        return {"result": images * 2 - 1}
+
+    @property
+    def vae_factor(self) -> int:
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def export(self, folder: Path) -> None:
+        """Save the whole base in half precision to `folder` as StableDiffusionPipeline.from_pretrained reads it."""
+        deepcopy(self.bundle().pipeline()).to(torch.float16).save_pretrained(folder)

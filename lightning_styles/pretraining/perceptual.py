@@ -1,0 +1,75 @@
+"""Train the perceptual network of the embedded world: features that must know attributes, style and parts."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_styles.models.perceptual import PerceptualNet
+from lightning_styles.module import StyleModule
+from lightning_styles.pretrained.networks import save_network
+from lightning_styles.pretraining.schedule import warmup_cosine
+
+
+class PerceptualPretraining(StyleModule):
+    """Classify attributes and style from pooled features, and every pixel's part from all levels together.
+
+    Args:
+        iterations: optimizer steps.
+        widths: channels of each level of the trunk.
+        classes: number of classes of each label in batch["attributes"].
+        parts: number of classes in batch["segmentation"].
+        lr: peak learning rate of AdamW.
+        warmup: iterations of linear warm-up.
+        seed: unused draws apart, the key of all randomness.
+    """
+
+    def __init__(
+        self,
+        *,
+        iterations: int,
+        widths: list[int],
+        classes: dict[str, int],
+        parts: int,
+        lr: float = 2e-3,
+        warmup: int = 100,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(iterations=iterations, seed=seed, clip_norm=1.0)
+        self.save_hyperparameters()
+
+    def configure_model(self) -> None:
+        if hasattr(self, "trunk"):
+            return
+        widths, classes = self.hparams.widths, self.hparams.classes
+        self.trunk = PerceptualNet(tuple(widths))
+        self.heads = nn.ModuleDict({name: nn.Linear(sum(widths[1:]), n) for name, n in classes.items()})
+        self.part_heads = nn.ModuleList(nn.Conv2d(width, self.hparams.parts, 1) for width in widths)
+
+    def named_optimizers(self) -> dict[str, tuple[Optimizer, LambdaLR | None]]:
+        optimizer = AdamW(self.parameters(), lr=self.hparams.lr, weight_decay=1e-2)
+        return {"network": (optimizer, warmup_cosine(optimizer, self.iterations, self.hparams.warmup))}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        maps = self.trunk.features(batch["image"])
+        pooled = torch.cat([features.amax((2, 3)) for features in maps[1:]], dim=1)
+        losses = {
+            name: F.cross_entropy(head(pooled), batch["attributes"][name], ignore_index=-1)
+            for name, head in self.heads.items()
+        }
+        losses["parts"] = F.cross_entropy(self.parts(maps), batch["segmentation"])
+        self.optimize("network", self.total_loss(losses, {"parts": float(len(self.heads))}))
+
+    def parts(self, maps: list[Tensor]) -> Tensor:
+        """Part logits (B, P, H, W): the sum of every level's own vote, at full resolution."""
+        votes = [head(features) for head, features in zip(self.part_heads, maps, strict=True)]
+        size = votes[0].shape[-2:]
+        return torch.stack([F.interpolate(v, size, mode="bilinear", align_corners=False) for v in votes]).sum(0)
+
+    def export(self, folder: Path) -> None:
+        """Write the trunk alone to `folder`/perceptual.safetensors."""
+        save_network(self.trunk, folder / "perceptual.safetensors", widths=list(self.hparams.widths))
