@@ -1,0 +1,159 @@
+"""compare: rows of a table, each run once."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from torch import Tensor
+
+from lightning_styles.__main__ import main
+from lightning_styles.commands.compare import listed, merged, nested, read_rows
+from lightning_styles.errors import UserError
+from lightning_styles.parser import find_config
+from tests.toys import ToyStyle
+
+BASE: dict[str, Any] = {
+    "model": {"class_path": "tests.test_compare.Scored", "init_args": {"learning_rate": 0.5}},
+    "data": {"class_path": "tests.toys.ToyData"},
+    "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
+}
+COMPARISON: dict[str, Any] = {
+    "config": ["toy.yaml"],
+    "set": {"data.init_args.length": 2},
+    "rows": {
+        "a": {"label": "as it is"},
+        "b": {"model.init_args.learning_rate": 0.25},
+        "c": {"model": {"init_args": {"fail": True}}},
+        "d": {"config": ["d.yaml"], "model.init_args.size": 3},
+    },
+}
+
+
+class Scored(ToyStyle):
+    """Scores its learning rate, and leaves a line in runs.txt for each run."""
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        with Path("runs.txt").open("a") as file:
+            file.write(f"{self.learning_rate}\n")
+        if self.fail:
+            raise UserError("told to fail.")
+        self.log("test/score", self.learning_rate)
+        self.log("test/n", float(len(batch)))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with a comparison of four rows."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning_styles"])
+    write("toy.yaml", BASE)
+    write("d.yaml", {"model": {"init_args": {"learning_rate": 0.125}}})
+    write("table.yaml", COMPARISON)
+    return tmp_path
+
+
+def write(name: str, content: Any) -> None:
+    Path(name).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def runs() -> list[float]:
+    return [float(line) for line in Path("runs.txt").read_text().split()]
+
+
+def test_the_rows_run_in_order_and_a_failing_one_does_not_stop_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["compare", "table.yaml", "--out", "out"]) == 1
+    assert runs() == [0.5, 0.25, 0.5, 0.125]
+    table = json.loads(Path("out/table.json").read_text())["rows"]
+    assert [row["name"] for row in table] == ["a", "b", "c", "d"]
+    assert [row.get("metrics") for row in table] == [
+        {"score": 0.5, "n": 2.0},
+        {"score": 0.25, "n": 2.0},
+        None,
+        {"score": 0.125, "n": 2.0},
+    ]
+    assert table[0]["label"] == "as it is"
+    assert table[2]["error"] == "told to fail."
+    assert Path(table[3]["folder"]).is_dir()
+    lines = Path("out/table.md").read_text().splitlines()
+    assert lines[0] == "| row | score | n | seconds |"
+    assert lines[1] == "| --- | ---: | ---: | ---: |"
+    assert lines[2].startswith("| as it is | 0.5 | 2 | ")
+    assert lines[4] == "| c | failed | failed | failed |"
+    out = capsys.readouterr().out
+    assert "row c failed: told to fail.; 3 of 4" in out
+    assert out.splitlines()[-1] == "Table: out/table.md and out/table.json"
+
+
+def test_finished_rows_run_again_only_when_something_changed() -> None:
+    command = ["compare", "table.yaml", "--rows", "a,b"]
+    assert main(command) == 0
+    assert main(command) == 0
+    assert runs() == [0.5, 0.25]
+    assert Path("runs/table/table.md").is_file()
+    write("toy.yaml", BASE | {"model": BASE["model"] | {"init_args": {"learning_rate": 0.75}}})
+    assert main(command) == 0
+    assert runs() == [0.5, 0.25, 0.75]
+    assert main([*command, "--fresh"]) == 0
+    assert runs() == [0.5, 0.25, 0.75, 0.75, 0.25]
+
+
+def test_flags_apply_to_every_row() -> None:
+    flags = ["--model.init_args.learning_rate", "0.0625", "--trainer.limit_test_batches", "1"]
+    assert main(["compare", "table.yaml", "--rows", "a,b", *flags]) == 0
+    assert runs() == [0.0625, 0.0625]
+
+
+def test_a_row_that_is_no_config_is_named_before_the_others_run(capsys: pytest.CaptureFixture[str]) -> None:
+    write("table.yaml", COMPARISON | {"rows": {"a": {}, "z": {"model.init_args.learning_rat": 1}}})
+    assert main(["compare", "table.yaml"]) == 1
+    captured = capsys.readouterr()
+    assert "did you mean 'learning_rate'?" in captured.err
+    assert captured.out.splitlines()[0] == "row z: the settings cannot be read, see the error above"
+    assert runs() == [0.5]
+
+
+@pytest.mark.slow
+def test_rows_in_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    assert main(["compare", "table.yaml", "--rows", "a,b", "--processes", "2"]) == 0
+    table = json.loads(Path("runs/table/table.json").read_text())["rows"]
+    assert [row["metrics"]["score"] for row in table] == [0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["nowhere.yaml"], "error: There is no config file nowhere.yaml"),
+        (["table.yaml", "--rows", "a,q"], "error: There is no row 'q'; the rows are a, b, c, d.\n"),
+        (["table.yaml", "a"], "error: compare takes one file, found also 'a'; choose rows with --rows a.\n"),
+        (["table.yaml", "--processes", "0"], "error: --processes is 0; it must be at least 1.\n"),
+        (["toy.yaml"], "error: toy.yaml has the key data, model, trainer; a comparison has config, set, rows.\n"),
+        (["d2.yaml"], "error: d2.yaml has no rows; add rows:"),
+    ],
+)
+def test_mistakes(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write("d2.yaml", {"config": ["toy.yaml"]})
+    assert main(["compare", *arguments]) == 1
+    assert capsys.readouterr().err.startswith(expected)
+
+
+def test_dotted_and_nested_settings_are_one_tree() -> None:
+    tree = nested({"a.b": 1, "a": {"c.d": 2}, "e": [3]})
+    assert tree == {"a": {"b": 1, "c": {"d": 2}}, "e": [3]}
+    assert merged(tree, {"a": {"b": 5}, "e": [4]}) == {"a": {"b": 5, "c": {"d": 2}}, "e": [4]}
+    assert (listed(None), listed("x"), listed(["x", "y"])) == ([], ["x"], ["x", "y"])
+
+
+def test_rows_of_the_shipped_comparison(tmp_path: Path) -> None:
+    rows = read_rows(find_config("configs/tiny/compare_sms.yaml"), tmp_path, [])
+    assert len(rows) == 17
+    assert {row.files[0] for row in rows} == {"configs/tiny/sms.yaml"}
+    by_name = {row.name: row.settings["model"]["init_args"] for row in rows}
+    assert [by_name[name]["strength"] for name in ("nothing", "sdedit_0.7")] == [0, 0.7]
+    assert by_name["no_relevance"]["relevance"] is False
+    assert by_name["sms"].keys() == {"metrics"}
