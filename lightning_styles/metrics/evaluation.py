@@ -171,7 +171,9 @@ class Evaluation(nn.Module):
             f"{key}: {name} (sha256 {fingerprint(locate(name, KINDS[key]))[:12]})" for key, name in self.metrics.items()
         ]
         sizes = ", ".join(f"{height} x {width}" for height, width in sorted(self.sizes))
-        lines = [*used, f"resolution: {sizes} (height x width), no resizing before the networks"]
+        lines = [*used, f"resolution: {sizes} (height x width)"]
+        if "inception" in self.metrics:
+            lines.append("fid, kid and artfid: pictures resized to 299 x 299, bilinear, antialiased")
         if "style_features" in self.metrics:
             lines.append("fid, kid and artfid are in features of style_features: comparable only with each other")
         return lines

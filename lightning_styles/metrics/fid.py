@@ -119,7 +119,7 @@ class InceptionFeatures(nn.Module):
     """The 2048 pooled features of FID's Inception-v3; pictures are resized to 299 x 299, bilinear, antialiased.
 
     Args:
-        name: path of the weights, pt_inception-2015-12-05-6726825d.pth of torch-fidelity.
+        name: path of the weights, weights-inception-2015-12-05-6726825d.pth of torch-fidelity.
 
     Raises:
         UserError: torch-fidelity is not installed, or the file holds something else.

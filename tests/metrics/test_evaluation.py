@@ -1,17 +1,21 @@
 """The metrics of a configuration together."""
 
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
 
+from datamodules import Pictures
 from lightning_styles.errors import UserError
 from lightning_styles.metrics.evaluation import Evaluation, required_models
 from lightning_styles.metrics.fid import FrechetDistance, PooledFeatures, art_fid
 from lightning_styles.models.identity import IdentityNet
 from lightning_styles.models.perceptual import PerceptualNet
+from lightning_styles.module import StyleModule
 from lightning_styles.pretrained.networks import load_identity, load_perceptual, save_network
 
 
@@ -144,3 +148,27 @@ def test_two_processes_agree_with_one(tmp_path: Path, networks: dict[str, str]) 
     values = evaluation.compute()
     for rank in range(2):
         assert torch.load(tmp_path / f"values_{rank}.pt") == pytest.approx(values, rel=1e-3, abs=1e-5)
+
+
+class Untouched(StyleModule):
+    """A method that hands back its source."""
+
+    def __init__(self, metrics: dict[str, str]) -> None:
+        super().__init__(iterations=1, metrics=metrics)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        return {"image": list(batch["image"]), "name": batch["name"], "settings": {}}
+
+
+def test_the_test_loop_of_a_method_on_scenes(networks: dict[str, str]) -> None:
+    data = Pictures(images="scene:portrait/0-17?seed=1", resolution=64, batch_size=8, twin_style="cartoon")
+    silent: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = L.Trainer(accelerator="cpu", **silent)
+    (values,) = trainer.test(Untouched(networks), datamodule=data, verbose=False)
+    assert values["test/n"] == 18
+    assert values["test/content"] == 0
+    assert values["test/identity"] == pytest.approx(1, abs=1e-5)
+    pictures = data.pictures()
+    l1 = sum((picture["image"] - picture["twin"]).abs().mean().item() for picture in pictures) / 18
+    assert values["test/twin_l1"] == pytest.approx(l1, rel=1e-4)
+    assert values["test/artfid"] == pytest.approx(1 + values["test/fid"])
