@@ -25,6 +25,7 @@ LIGHT = {
     "check": "report versions, devices, disk and every file that a config needs, found or missing",
     "convert": "official checkpoints in, trained results out",
     "stylize": "stylize pictures with a trained checkpoint, no config needed",
+    "compare": "test the rows of a table that differ in a few settings, and write it",
 }
 SIBLINGS = ("datamodules", "callbacks")
 
