@@ -9,13 +9,15 @@ from callbacks.ema import averaged
 
 
 class Export(L.Callback):
-    """Calls `pl_module.export(folder)` with the averaged weights, if the run has an EMA, when `fit` ends.
+    """Calls `pl_module.export(path, layout)` when `fit` ends, with the averaged weights if the run has an EMA.
 
     Args:
+        layouts: which of the method's formats to write; null is all of them.
         folder: where to; null is `export` in the run's folder.
     """
 
-    def __init__(self, folder: str | None = None) -> None:
+    def __init__(self, layouts: list[str] | None = None, folder: str | None = None) -> None:
+        self.layouts = layouts
         self.folder = folder
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -25,5 +27,7 @@ class Export(L.Callback):
     @torch.no_grad()
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
+            formats: dict[str, str] = pl_module.formats  # type: ignore[assignment]
             with averaged(trainer, pl_module):
-                pl_module.export(self.target)  # type: ignore[operator]
+                for layout in self.layouts or formats:
+                    pl_module.export(self.target / formats[layout], layout)  # type: ignore[operator]

@@ -24,8 +24,9 @@ class ScenePool(L.LightningDataModule):
     """A fixed set of drawn scenes for training on the CPU, where drawing anew would cost more than training.
 
     Picture i of the set and batch k of a run are pure functions of the seed. The set is drawn once and kept in
-    `cache`. A batch holds `image` (B, 3, size, size) in [-1, 1], `caption` (list of str), `identity` (B,) int64, `attributes` (style and KIND_NAME -> (B,) int64, -1 where a scene has none) and `segmentation`
-    (B, size, size), numbered through the parts of all kinds.
+    `cache`. A batch holds `image` (B, 3, size, size) in [-1, 1], `caption` (list of str), `identity` (B,) int64,
+    `attributes` (style and KIND_NAME -> (B,) int64, -1 where a scene has none) and `segmentation` (B, size, size),
+    numbered through the parts of all kinds.
 
     Args:
         kinds: kind of scene -> number of scenes.

@@ -43,12 +43,8 @@ def help_text() -> str:
     for title, commands in (("Training, with a config:", TRAINING), ("Tools:", LIGHT)):
         lines += [title, *(f"  {name:<9} {about}" for name, about in commands.items()), ""]
     lines += ["Examples:", *(f"  {line}" for line in EXAMPLES.splitlines()), ""]
-    lines.append(
-        "`<command> --help` lists the options of a command; `fit --config FILE --print_config` prints"
-    )
-    lines.append(
-        "every key of an experiment with its value. Later files and then flags win over earlier files."
-    )
+    lines.append("`<command> --help` lists the options of a command; `fit --config FILE --print_config` prints")
+    lines.append("every key of an experiment with its value. Later files and then flags win over earlier files.")
     return "\n".join(lines)
 
 
@@ -62,9 +58,7 @@ def check_siblings() -> None:
     for name in SIBLINGS:
         spec = importlib.util.find_spec(name)
         if spec is None:
-            raise UserError(
-                f"The package '{name}' is missing; expected it at {root / name}. Reinstall the project."
-            )
+            raise UserError(f"The package '{name}' is missing; expected it at {root / name}. Reinstall the project.")
         places = [Path(place).resolve() for place in spec.submodule_search_locations or []]
         if root / name not in places:
             found = places[0] if places else spec.origin

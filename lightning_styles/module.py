@@ -6,7 +6,8 @@ One *iteration* is what the paper calls one, whatever the number of optimizers: 
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -70,6 +71,8 @@ class StyleModule(L.LightningModule):
 
     # ---- what a method defines
 
+    formats: ClassVar[dict[str, str]] = {}  # what `export` can write -> the file's or folder's usual name
+
     def kept(self, name: str) -> bool:
         """Whether the parameter or buffer `name` belongs in checkpoints (a pure function of the name)."""
         return True
@@ -81,6 +84,10 @@ class StyleModule(L.LightningModule):
     def preview(self) -> dict[str, Tensor]:
         """Named columns of pictures, (B, 3, H, W) in [-1, 1], that show the state of the run."""
         return {}
+
+    def export(self, path: Path, layout: str) -> None:
+        """Write what was trained to the file or folder `path`, in a layout that is a key of `formats`."""
+        raise NotImplementedError
 
     def closing_lines(self) -> list[str]:
         """What to tell the user when a command ends: where results are and what to run next."""
@@ -96,7 +103,8 @@ class StyleModule(L.LightningModule):
     def frozen_dtype(self, precision: str) -> torch.dtype:
         """Precision of frozen weights by name; "auto" is bfloat16 on a GPU and float32 elsewhere."""
         if precision == "auto":
-            precision = "bfloat16" if self.trainer.strategy.root_device.type == "cuda" else "float32"
+            on_gpu = self._trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+            precision = "bfloat16" if on_gpu else "float32"
         return getattr(torch, precision)
 
     # ---- optimization
@@ -204,7 +212,7 @@ class StyleModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CHECKPOINT_KEY] = {
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
-            "init_args": dict(self.hparams),
+            "init_args": {k: v for k, v in self.hparams.items() if not k.startswith("_")},
             "base_models": dict(self.base_models),
             "iterations": self.iterations,
             "world_size": self.trainer.world_size,

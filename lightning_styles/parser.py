@@ -50,9 +50,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {error}.") from error
     if not isinstance(content, dict):
-        raise UserError(
-            f"{path} holds a {type(content).__name__}, expected keys such as model: and trainer:."
-        )
+        raise UserError(f"{path} holds a {type(content).__name__}, expected keys such as model: and trainer:.")
     return content
 
 

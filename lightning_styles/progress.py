@@ -12,9 +12,7 @@ class IterationBar(RichProgressBar):
     @property
     def total_train_batches(self) -> int | float:
         steps = self.trainer.max_steps
-        return (
-            min(self.trainer.num_training_batches, steps) if steps > 0 else self.trainer.num_training_batches
-        )
+        return min(self.trainer.num_training_batches, steps) if steps > 0 else self.trainer.num_training_batches
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)

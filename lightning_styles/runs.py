@@ -90,9 +90,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} holds more than tensors and plain values, so opening it could run code; it is refused."
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read as a checkpoint; it may be cut short or of another kind."
-        ) from error
+        raise UserError(f"{path} cannot be read as a checkpoint; it may be cut short or of another kind.") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} is not a training checkpoint.")
     return checkpoint

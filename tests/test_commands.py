@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from lightning_styles.__main__ import main
-from lightning_styles.commands import check, convert
+from lightning_styles.commands import check
 from lightning_styles.devices import trainer_arguments
 from lightning_styles.errors import UserError
 from lightning_styles.trained import build, class_paths
@@ -101,9 +101,7 @@ def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
 # ---- convert
 
 
-def test_convert_hands_a_trained_checkpoint_to_its_method(
-    trained: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_convert_hands_a_trained_checkpoint_to_its_method(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", trained, "out/style.pt", "--to", "kohya", "--trust"]) == 0
     assert capsys.readouterr().out == "Wrote out/style.pt\n"
     exported = torch.load("out/style.pt", weights_only=True)
@@ -121,9 +119,7 @@ def test_convert_hands_a_trained_checkpoint_to_its_method(
         (["toy.yaml", "x"], 2, "error: the following arguments are required: --to\n"),
     ],
 )
-def test_convert_mistakes(
-    arguments: list[str], code: int, expected: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_convert_mistakes(arguments: list[str], code: int, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", *arguments]) == code
     assert capsys.readouterr().err.startswith(expected)
 
@@ -141,20 +137,10 @@ def test_a_checkpoint_of_another_project(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err == "error: other.ckpt was not written by lightning_styles.\n"
 
 
-def test_conversions_can_be_registered(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(convert, "CONVERSIONS", dict(convert.CONVERSIONS))
-
-    @convert.conversion("upper", "text file", "text in capitals")
-    def upper(source: Path, output: Path, name: str, trust: bool) -> None:
-        output.write_text(source.read_text("utf-8").upper(), encoding="utf-8")
-
-    Path("a.txt").write_text("style", encoding="utf-8")
-    assert main(["convert", "a.txt", "b.txt", "--to", "upper"]) == 0
-    assert Path("b.txt").read_text("utf-8") == "STYLE"
-    assert main(["convert", "--help"]) == 0
-    assert "text file -> text in capitals" in capsys.readouterr().out
+def test_a_layout_that_the_method_does_not_write(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", trained, "x", "--to", "diffusers", "--trust"]) == 1
+    assert capsys.readouterr().err == "error: ToyPainter can be converted to kohya, not diffusers.\n"
+    assert not Path("x").exists()
 
 
 # ---- stylize

@@ -31,9 +31,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("fti", "fit"), ("stylise", "stylize"), ("chek", "check")])
-def test_mistyped_command_suggests_the_likely_one(
-    typed: str, meant: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistyped_command_suggests_the_likely_one(typed: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([typed]) == 2
     assert capsys.readouterr().err == f"error: there is no command '{typed}': did you mean '{meant}'?\n"
 

@@ -134,6 +134,8 @@ class ToyPainter(ToyStyle):
         base: name of a pretrained file.
     """
 
+    formats = {"kohya": "toy.pt"}
+
     def __init__(self, shift: float = 0.0, base: str | None = None) -> None:
         super().__init__(base=base)
         self.save_hyperparameters()
@@ -149,5 +151,5 @@ class ToyPainter(ToyStyle):
         init_args = {"shift": self.hparams["shift"], "base": self.hparams["base"]}
         checkpoint["lightning_styles"] |= {"class_path": "tests.toys.ToyPainter", "init_args": init_args}
 
-    def export(self, path: Path, format: str) -> None:
-        torch.save({"format": format, "weight": self.layer.weight.detach()}, path)
+    def export(self, path: Path, layout: str) -> None:
+        torch.save({"format": layout, "weight": self.layer.weight.detach()}, path)

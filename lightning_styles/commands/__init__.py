@@ -16,9 +16,7 @@ class LightParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print what is wrong with the closest known word, and exit with 2."""
         print(f"error: {message}", file=sys.stderr)
-        known = [
-            word for action in self._actions for word in (*action.option_strings, *(action.choices or ()))
-        ]
+        known = [word for action in self._actions for word in (*action.option_strings, *(action.choices or ()))]
         for word in re.findall(r"(?:arguments: |choice: ')([\w-]+)", message):
             for close in difflib.get_close_matches(word, known, n=1):
                 print(f"hint: '{word}': did you mean '{close}'?", file=sys.stderr)

@@ -34,9 +34,7 @@ def parser() -> argparse.ArgumentParser:
 
 def versions() -> Report:
     """Each package that the project imports, with its version."""
-    report: Report = [
-        (True, f"lightning_styles {__version__}, Python {platform.python_version()}, {sys.platform}")
-    ]
+    report: Report = [(True, f"lightning_styles {__version__}, Python {platform.python_version()}, {sys.platform}")]
     for name in PACKAGES:
         try:
             report.append((True, f"{name} {importlib.metadata.version(name)}"))
@@ -75,9 +73,7 @@ def machine() -> Report:
     if torch.backends.mps.is_available():
         report.append((True, "mps: Apple GPU"))
     free = shutil.disk_usage(".").free / 1e9
-    report.append(
-        (free >= LEAST_DISK_GB, f"disk: {free:.0f} GB free here (at least {LEAST_DISK_GB:.0f} wanted)")
-    )
+    report.append((free >= LEAST_DISK_GB, f"disk: {free:.0f} GB free here (at least {LEAST_DISK_GB:.0f} wanted)"))
     return report
 
 

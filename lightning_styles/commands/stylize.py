@@ -22,9 +22,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--resolution", type=int, metavar="N", help="shorter side in pixels (default: the size of each file)"
     )
-    options.add_argument(
-        "--batch-size", type=int, default=1, metavar="N", help="pictures at once (default: 1)"
-    )
+    options.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at once (default: 1)")
     options.add_argument(
         "--trust", action="store_true", help="accept a checkpoint that names classes outside lightning_styles"
     )

@@ -378,12 +378,12 @@ class SMS(StyleModule):
 
     def on_train_end(self) -> None:
         """Write every result alone at full resolution, and beside its source."""
-        if self.trainer.log_dir is None or not self.trainer.is_global_zero:
-            return
-        self.results = Path(self.trainer.log_dir) / "results"
-        for name, source, result in zip(self.names, self.images, self.decode(self.z_tgt), strict=True):
-            save_png(self.results / f"{name}.png", result, dict(self.hparams))
-            save_png(self.results / f"{name}_before_after.png", torch.cat([source, result], dim=-1))
+        folder = self.trainer.log_dir  # finding it is a broadcast: every rank takes part
+        if folder is not None and self.trainer.is_global_zero:
+            self.results = Path(folder) / "results"
+            for name, source, result in zip(self.names, self.images, self.decode(self.z_tgt), strict=True):
+                save_png(self.results / f"{name}.png", result, dict(self.hparams))
+                save_png(self.results / f"{name}_before_after.png", torch.cat([source, result], dim=-1))
 
     def closing_lines(self) -> list[str]:
         if not hasattr(self, "results"):

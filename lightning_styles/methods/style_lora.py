@@ -39,13 +39,14 @@ class StyleLoRA(StyleModule):
         lr: learning rate of AdamW, constant.
         weight_decay: of AdamW.
         caption_dropout: probability of an empty caption.
-        export_format: layout of the exported safetensors file.
         frozen_precision: of the frozen weights; "auto" is bfloat16 on a GPU and float32 elsewhere.
         gradient_checkpointing: recompute the UNet's activations in the backward: less memory, slower.
         preview_prompts: prompts of the preview pictures.
         preview_size: height and width of the preview pictures in px.
         seed: key of all randomness.
     """
+
+    formats = {"kohya": "style_lora.safetensors", "diffusers": "pytorch_lora_weights.safetensors"}
 
     def __init__(
         self,
@@ -58,7 +59,6 @@ class StyleLoRA(StyleModule):
         lr: float = 1e-4,
         weight_decay: float = 1e-2,
         caption_dropout: float = 0.0,
-        export_format: Literal["kohya", "diffusers"] = "kohya",
         frozen_precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         gradient_checkpointing: bool = False,
         preview_prompts: list[str],
@@ -148,16 +148,12 @@ class StyleLoRA(StyleModule):
             z = self.schedule.ddim_step(z, eps_uncond + guidance * (eps_cond - eps_uncond), now, before)
         return z
 
-    def export(self, folder: Path) -> None:
-        """Write `folder`/style_lora.safetensors in the layout `export_format`."""
-        save_lora(self.unet, folder / "style_lora.safetensors", self.hparams.export_format)
-
-    def closing_lines(self) -> list[str]:
-        return ["use it with: python -m lightning_styles fit --config configs/sms_ghibli.yaml --model.style_lora FILE"]
+    def export(self, path: Path, layout: str) -> None:
+        save_lora(self.unet, path, layout)
 
 
-def save_lora(unet: Any, path: Path, layout: Literal["kohya", "diffusers"]) -> None:
-    """Write the adapter "style" of `unet` as one safetensors file that diffusers and kohya's tools load."""
+def save_lora(unet: Any, path: Path, layout: str) -> None:
+    """Write the adapter "style" of `unet` as one safetensors file in "kohya" or "diffusers" layout."""
     from diffusers.utils import convert_state_dict_to_kohya
     from peft.utils import get_peft_model_state_dict
     from safetensors.torch import save_file

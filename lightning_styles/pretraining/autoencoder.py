@@ -28,6 +28,8 @@ class AutoencoderPretraining(StyleModule):
         seed: seed of the posterior's noise.
     """
 
+    formats = {"diffusers": "."}
+
     def __init__(
         self,
         *,
@@ -102,10 +104,10 @@ class AutoencoderPretraining(StyleModule):
         return {"source": self.last, "result": self.vae(self.last).sample}
 
     @torch.no_grad()
-    def export(self, folder: Path) -> None:
-        """Save the autoencoder to `folder`/vae with the scale that gives its latents unit variance."""
+    def export(self, path: Path, layout: str) -> None:
+        """Save the autoencoder to `path`/vae with the scale that gives its latents unit variance."""
         self.vae.register_to_config(scaling_factor=round(self.latent_variance.rsqrt().item(), 5))
-        self.vae.save_pretrained(folder / "vae")
+        self.vae.save_pretrained(path / "vae")
 
 
 def differences(x: Tensor) -> Tensor:

@@ -44,6 +44,8 @@ class IdentityPretraining(StyleModule):
         seed: the key of all randomness.
     """
 
+    formats = {"safetensors": "identity.safetensors"}
+
     def __init__(
         self,
         *,
@@ -80,7 +82,7 @@ class IdentityPretraining(StyleModule):
         accuracy = (cosine.argmax(1) == batch["identity"]).float().mean()
         self.log("train/accuracy", accuracy.detach(), prog_bar=True)
 
-    def export(self, folder: Path) -> None:
-        """Write the network without the class centres to `folder`/identity.safetensors."""
+    def export(self, path: Path, layout: str) -> None:
+        """Write the network without the class centres."""
         arguments = {"widths": list(self.hparams.widths), "embedding": self.hparams.embedding}
-        save_network(self.network, folder / "identity.safetensors", **arguments)
+        save_network(self.network, path, **arguments)

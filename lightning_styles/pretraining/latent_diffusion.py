@@ -48,6 +48,8 @@ class LatentDiffusionPretraining(StyleModule):
         seed: key of all randomness.
     """
 
+    formats = {"diffusers": "."}
+
     def __init__(
         self,
         *,
@@ -169,6 +171,6 @@ class LatentDiffusionPretraining(StyleModule):
     def vae_factor(self) -> int:
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
-    def export(self, folder: Path) -> None:
-        """Save the whole base in half precision to `folder` as StableDiffusionPipeline.from_pretrained reads it."""
-        deepcopy(self.bundle().pipeline()).to(torch.float16).save_pretrained(folder)
+    def export(self, path: Path, layout: str) -> None:
+        """Save the whole base in half precision as StableDiffusionPipeline.from_pretrained reads it."""
+        deepcopy(self.bundle().pipeline()).to(torch.float16).save_pretrained(path)

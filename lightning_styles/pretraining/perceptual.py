@@ -28,6 +28,8 @@ class PerceptualPretraining(StyleModule):
         seed: unused draws apart, the key of all randomness.
     """
 
+    formats = {"safetensors": "perceptual.safetensors"}
+
     def __init__(
         self,
         *,
@@ -57,10 +59,7 @@ class PerceptualPretraining(StyleModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         maps = self.trunk.features(batch["image"])
         pooled = torch.cat([features.amax((2, 3)) for features in maps[1:]], dim=1)
-        losses = {
-            name: F.cross_entropy(head(pooled), batch["attributes"][name], ignore_index=-1)
-            for name, head in self.heads.items()
-        }
+        losses = {name: label_loss(head(pooled), batch["attributes"][name]) for name, head in self.heads.items()}
         losses["parts"] = F.cross_entropy(self.parts(maps), batch["segmentation"])
         self.optimize("network", self.total_loss(losses, {"parts": float(len(self.heads))}))
 
@@ -70,6 +69,11 @@ class PerceptualPretraining(StyleModule):
         size = votes[0].shape[-2:]
         return torch.stack([F.interpolate(v, size, mode="bilinear", align_corners=False) for v in votes]).sum(0)
 
-    def export(self, folder: Path) -> None:
-        """Write the trunk alone to `folder`/perceptual.safetensors."""
-        save_network(self.trunk, folder / "perceptual.safetensors", widths=list(self.hparams.widths))
+    def export(self, path: Path, layout: str) -> None:
+        """Write the trunk alone."""
+        save_network(self.trunk, path, widths=list(self.hparams.widths))
+
+
+def label_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """Mean cross entropy over the pictures that have the label, 0 if none has; -1 stands for not having it."""
+    return F.cross_entropy(logits, label, ignore_index=-1, reduction="sum") / (label >= 0).sum().clamp(min=1)

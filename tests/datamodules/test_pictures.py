@@ -113,15 +113,18 @@ def test_scenes_have_exact_twins():
     assert batches[0]["caption"] == scenes.captions(drawn, "photo")
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"images": "nowhere"}, "'nowhere' does not exist"),
-    ({"images": []}, "list of images is empty"),
-    ({"images": "scene:portrait"}, "is no scene"),
-    ({"images": "scene:teapot/1"}, "no kind 'teapot'"),
-    ({"images": "scene:portrait/5-4"}, "empty range"),
-    ({"images": "scene:portrait/1", "resolution": None}, "resolution is null"),
-    ({"images": "scene:portrait/1", "twin_style": "baroque"}, "no style 'baroque'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"images": "nowhere"}, "'nowhere' does not exist"),
+        ({"images": []}, "list of images is empty"),
+        ({"images": "scene:portrait"}, "is no scene"),
+        ({"images": "scene:teapot/1"}, "no kind 'teapot'"),
+        ({"images": "scene:portrait/5-4"}, "empty range"),
+        ({"images": "scene:portrait/1", "resolution": None}, "resolution is null"),
+        ({"images": "scene:portrait/1", "twin_style": "baroque"}, "no style 'baroque'"),
+    ],
+)
 def test_mistakes_are_told_at_once(arguments, message):
     with pytest.raises(UserError, match=message):
         Pictures(**arguments)
@@ -148,8 +151,13 @@ class Stylizer(L.LightningModule):
 
 def test_inside_the_trainer(folder):
     trainer = L.Trainer(
-        max_steps=3, max_epochs=-1, accelerator="cpu", logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False,
+        max_steps=3,
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
     )
     model, data = Stylizer(), Pictures(images=str(folder), resolution=32, batch_size=2)
     trainer.fit(model, data)

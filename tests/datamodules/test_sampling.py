@@ -58,8 +58,14 @@ class Numbers(L.LightningDataModule):
 
 def fit(folder, steps: int, num_workers: int, ckpt: str | None = None) -> tuple[Recorder, L.Trainer]:
     trainer = L.Trainer(
-        max_steps=steps, max_epochs=-1, accelerator="cpu", logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False, default_root_dir=folder,
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=folder,
     )
     model = Recorder()
     trainer.fit(model, Numbers(num_workers), ckpt_path=ckpt)

@@ -99,8 +99,13 @@ class Watcher(L.LightningModule):
 
 def test_inside_the_trainer():
     trainer = L.Trainer(
-        max_steps=2, max_epochs=-1, accelerator="cpu", logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False,
+        max_steps=2,
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
     )
     model = Watcher()
     trainer.fit(model, data())
@@ -109,11 +114,17 @@ def test_inside_the_trainer():
         assert torch.equal(seen["style"], expected["style"])
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"kinds": ["teapot"]}, "no kind of scene 'teapot'"), ({"styles": ["baroque"]}, "no style 'baroque'"),
-    ({"styles": []}, "at least one entry"), ({"seed": 1}, "both 1"), ({"count": 0}, "count is 0"),
-    ({"new_views": True}, "new_views needs count"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kinds": ["teapot"]}, "no kind of scene 'teapot'"),
+        ({"styles": ["baroque"]}, "no style 'baroque'"),
+        ({"styles": []}, "at least one entry"),
+        ({"seed": 1}, "both 1"),
+        ({"count": 0}, "count is 0"),
+        ({"new_views": True}, "new_views needs count"),
+    ],
+)
 def test_mistakes(changes, message):
     with pytest.raises(UserError, match=message):
         data(**changes)
