@@ -1,0 +1,157 @@
+"""The shipped experiments: each parses, prints itself, and names classes, weights and settings that exist."""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_styles.__main__ import main
+from lightning_styles.cli import parse_only
+from lightning_styles.pretrained import locate, registry
+from lightning_styles.required_files import import_class
+from lightning_styles.trained import class_paths
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted(
+    str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml") if not path.name.startswith("compare_")
+)
+SMS = [name for name in CONFIGS if "sms" in name]
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configs are found beside the package, whatever the working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning_styles"])
+
+
+def leaves(tree: Any) -> Iterator[Any]:
+    """Every value in nested dicts and lists."""
+    if isinstance(tree, (dict, list)):
+        for branch in tree.values() if isinstance(tree, dict) else tree:
+            yield from leaves(branch)
+    else:
+        yield tree
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_parses_and_its_classes_exist(name: str) -> None:
+    config = parse_only(["fit", "--config", name])
+    found = list(class_paths({key: config[key] for key in ("model", "data", "trainer")}))
+    assert [config["model"]["class_path"], config["data"]["class_path"]] == found[:2]
+    assert [path for path in found if not isinstance(import_class(path), type)] == []
+    assert [leaf for leaf in leaves(config) if isinstance(leaf, str) and "${" in leaf] == []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_printed_config_is_the_same_experiment(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", name, "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    Path("printed.yaml").write_text(printed, encoding="utf-8")
+    assert main(["fit", "--config", "printed.yaml", "--print_config"]) == 0
+    assert capsys.readouterr().out == printed
+    first, second = (parse_only(["fit", "--config", file]) for file in (name, "printed.yaml"))
+    assert {**first, "config": None} == {**second, "config": None}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_names_weights_of_the_registry(name: str) -> None:
+    model = parse_only(["fit", "--config", name])["model"]
+    ask = getattr(import_class(model["class_path"]), "required_models", None)
+    named = [pair for pair in ask(model["init_args"]) if not pair[0].startswith("runs/")]
+    assert {weight: registry().get(weight, {}).get("kind") for weight, _ in named} == dict(named)
+
+
+@pytest.mark.parametrize("name", sorted({file for file in CONFIGS if "tiny/" in file}))
+def test_weights_of_the_tiny_configs_ship_with_the_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIGHTNING_STYLES_MODELS", raising=False)
+    model = parse_only(["fit", "--config", name])["model"]
+    named = import_class(model["class_path"]).required_models(model["init_args"])  # type: ignore[attr-defined]
+    package = Path(importlib.import_module("lightning_styles").__file__ or "").parent
+    assert [weight for weight, kind in named if package not in locate(weight, kind).parents] == []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_begins_with_what_it_is_and_how_to_run_it(name: str) -> None:
+    lines = (ROOT / name).read_text("utf-8").splitlines()
+    header = "\n".join(line for line in lines if line.startswith("#"))
+    assert lines[0].startswith("# ")
+    assert max(map(len, lines)) <= 120
+    assert "python -m lightning_styles" in header
+    for file in re.findall(r"--config (\S+)", header):
+        assert (ROOT / file).is_file(), file
+
+
+@pytest.mark.parametrize("name", SMS)
+def test_sms_runs_as_long_as_the_trainer(name: str) -> None:
+    config = parse_only(["predict", "--config", name, "--trainer.max_steps", "7"])
+    assert config["model"]["init_args"]["iterations"] == 7
+
+
+@pytest.mark.parametrize("name", [name for name in SMS if "tiny/" not in name])
+def test_sms_has_the_papers_settings(name: str) -> None:
+    config = parse_only(["fit", "--config", name])
+    settings = config["model"]["init_args"]
+    expected = {"iterations": 500, "guidance": 4.5, "lr": 0.1, "weight_decay": 0.01, "warmup": 100, "fake_lr": 0.001}
+    expected |= {"rank": 8, "alpha": 32.0, "lora_strength": 0.8, "objective": "sms", "identity": "progressive"}
+    assert {key: settings[key] for key in expected} == expected
+    assert settings["weights"] == {"style": 1.0, "identity": 0.0002 if "pixel" in name else 0.0005}
+    assert config["data"]["init_args"]["resolution"] == 512
+
+
+def test_every_style_writes_into_its_own_folder() -> None:
+    folders = [yaml.safe_load((ROOT / name).read_text("utf-8"))["vars"]["output_dir"] for name in SMS]
+    assert sorted(folders) == sorted(set(folders))
+
+
+# ---- SLURM
+
+
+def run_sbatch(script: str, *arguments: str, **variables: str) -> list[list[str]]:
+    """The command lines that a batch script hands to srun."""
+    Path("bin").mkdir(exist_ok=True)
+    srun = Path("bin/srun")
+    code = f"#!{sys.executable}\nimport json, sys\nprint('srun', json.dumps(sys.argv[1:]))\n"
+    srun.write_text(code, encoding="utf-8")
+    srun.chmod(0o755)
+    environment = {**os.environ, **variables, "PATH": f"{srun.parent.absolute()}:{os.environ['PATH']}"}
+    command = ["bash", str(ROOT / "configs/slurm" / script), *arguments]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return [json.loads(line.removeprefix("srun ")) for line in run.stdout.splitlines() if line.startswith("srun ")]
+
+
+def test_array_tasks_share_the_photos_with_their_captions() -> None:
+    photos = Path("my photos")
+    photos.mkdir()
+    for name in ("a.jpg", "b 2.jpg", "c.png", "b 2.txt"):
+        (photos / name).write_text(name, encoding="utf-8")
+    shares = []
+    for task in range(4):
+        variables = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_COUNT": "4"}
+        arguments = ("configs/tiny/sms.yaml", str(photos), "out", "--trainer.max_steps", "9")
+        started = run_sbatch("sms_array.sbatch", *arguments, **variables)
+        if not started:
+            continue
+        words = started[0][1:]
+        config = parse_only(words[words.index("lightning_styles") + 1 :])
+        assert config["trainer"]["max_steps"] == 9
+        assert config["trainer"]["callbacks"][3]["init_args"]["output_dir"] == "out"
+        share = Path(config["data"]["init_args"]["images"])
+        shares.append({link.name: link.read_text("utf-8") for link in share.iterdir()})
+    expected = [{"a.jpg": "a.jpg"}, {"b 2.jpg": "b 2.jpg", "b 2.txt": "b 2.txt"}, {"c.png": "c.png"}]
+    assert shares == expected
+
+
+def test_fit_on_a_node_takes_one_process_a_gpu() -> None:
+    variables = {"SLURM_NTASKS_PER_NODE": "4", "SLURM_NNODES": "1"}
+    (words,) = run_sbatch("fit.sbatch", "--config", "configs/style_lora_sd15.yaml", **variables)
+    trainer = parse_only(words[words.index("lightning_styles") + 1 :])["trainer"]
+    assert (str(trainer["devices"]), trainer["num_nodes"]) == ("4", 1)
