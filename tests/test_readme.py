@@ -15,6 +15,7 @@ import yaml
 
 from lightning_styles.__main__ import LIGHT, TRAINING, main
 from lightning_styles.cli import parse_only
+from lightning_styles.commands import compare
 from lightning_styles.imaging import save_png
 from lightning_styles.required_files import import_class
 
@@ -50,6 +51,8 @@ def shortened(words: list[str]) -> list[str]:
         return [*words, "--device", "cpu"]
     if words[0] not in {*TRAINING, "compare"} or "--print_config" in words or "--model.help" in words:
         return words
+    if words[0] == "compare":
+        words = [*words, "--rows", "nothing,sms"]  # the last one counts
     more = ITERATIONS + 1 if "--ckpt_path" in words else ITERATIONS
     return [*words, "--trainer.max_steps", str(more), "--trainer.accelerator", "cpu"]
 
@@ -102,6 +105,14 @@ def test_commands_on_the_embedded_models_run(folder: Path, capsys: pytest.Captur
 def test_commands_on_real_weights_parse(folder: Path, words: list[str]) -> None:
     config = parse_only(["fit" if words[0] == "check" else words[0], *words[1:]])
     import_class(config["model"]["class_path"])
+
+
+@pytest.mark.parametrize("words", [w for w in OWN if w[0] == "compare"], ids=" ".join)
+def test_rows_to_compare_exist(words: list[str]) -> None:
+    options, flags = compare.parser().parse_known_args(words[1:])
+    rows = compare.chosen(compare.read_rows(ROOT / options.comparison, Path("out"), flags), options.rows)
+    assert [row.name for row in rows] == (options.rows.split(",") if options.rows else [row.name for row in rows])
+    assert "sms" in {row.name for row in rows}
 
 
 def test_check_lists_what_is_missing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
