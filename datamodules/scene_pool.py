@@ -26,7 +26,7 @@ class ScenePool(L.LightningDataModule):
     Picture i of the set and batch k of a run are pure functions of the seed. The set is drawn once and kept in
     `cache`. A batch holds `image` (B, 3, size, size) in [-1, 1], `caption` (list of str), `identity` (B,) int64,
     `attributes` (style and KIND_NAME -> (B,) int64, -1 where a scene has none) and `segmentation` (B, size, size),
-    numbered through the parts of all kinds.
+    numbered through the parts of all kinds, and `row` (B,) int64, the picture's place in the pool.
 
     Args:
         kinds: kind of scene -> number of scenes.
@@ -100,6 +100,7 @@ class ScenePool(L.LightningDataModule):
                 **{name: labels[rows].long() for name, labels in self.pool["attributes"].items()},
             },
             "segmentation": self.pool["segmentation"][rows].long(),
+            "row": rows,
             "index": torch.tensor(indices),
         }
 

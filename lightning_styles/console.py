@@ -31,6 +31,8 @@ ADVERTS = (
     r".*smaller than the logging interval.*",
     r".*callbacks used to create the checkpoint need to be provided.*",
     r".*has `__len__` defined.*",
+    r".*module\(s\) in eval mode at the start of training.*",
+    r".*You (passed|defined) .* have no `val.*",
 )
 
 

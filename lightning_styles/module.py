@@ -171,20 +171,34 @@ class StyleModule(L.LightningModule):
 
     # ---- evaluation
 
-    def on_test_start(self) -> None:
+    def _start_evaluation(self) -> None:
         from lightning_styles.metrics.evaluation import Evaluation
 
-        if not self.metrics:
+        self.__dict__["evaluation"] = None  # a plain attribute: no part of the method's state
+        if self.metrics:
+            self.__dict__["evaluation"] = Evaluation(self.metrics).to(self.device)
+        elif self.trainer.state.fn != "fit":
             raise UserError("model.metrics is empty; name what to measure, for example {perceptual: tiny/perceptual}.")
-        self.__dict__["evaluation"] = Evaluation(self.metrics).to(self.device)  # no part of the method's state
+
+    on_validation_epoch_start = on_test_epoch_start = _start_evaluation
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Measure what `predict` makes of a batch against its source and, where known, its exact twin."""
-        predicted = self.predict_step(batch, batch_idx)
-        self.evaluation.update(torch.stack(predicted["image"]), batch["image"], batch.get("twin"))
+        if self.evaluation is not None:
+            predicted = self.predict_step(batch, batch_idx)
+            self.evaluation.update(torch.stack(predicted["image"]), batch["image"], batch.get("twin"))
+
+    validation_step = test_step
 
     def on_test_epoch_end(self) -> None:
-        self.log_dict({f"test/{name}": value for name, value in self.evaluation.compute().items()})
+        self._log_evaluation("test")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_evaluation("val")
+
+    def _log_evaluation(self, stage: str) -> None:
+        if self.evaluation is not None:
+            self.log_dict({f"{stage}/{name}": value for name, value in self.evaluation.compute().items()})
 
     # ---- randomness and the clock
 
@@ -223,8 +237,7 @@ class StyleModule(L.LightningModule):
         if saved is None:
             raise UserError("This checkpoint was not written by lightning_styles; `convert` reads foreign files.")
         for name, digest in saved["base_models"].items():
-            found = self.base_models.get(name)
-            if found != digest:
+            if digest not in self.base_models.values():
                 here = ", ".join(f"{n} ({d[:12]})" for n, d in self.base_models.items()) or "none"
                 raise UserError(
                     f"The checkpoint was trained on base {name} ({digest[:12]}), this run has {here}; "

@@ -360,7 +360,13 @@ class SMS(StyleModule):
     # ---- results
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any] | None:
-        """Stylize one batch of pictures, a whole optimisation; None if all of them are finished."""
+        """Stylize one batch of pictures, a whole optimisation; None if all of them are finished.
+
+        Validation during `fit` gets the pictures of the run as they stand.
+        """
+        if self.trainer.state.fn == "fit":
+            current = self.decode(self.z_tgt)
+            return {"image": [current[self.names.index(name)] for name in batch["name"]]}
         if self.finished.issuperset(batch["name"]):
             return None
         with torch.inference_mode(False):

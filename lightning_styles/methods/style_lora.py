@@ -148,6 +148,9 @@ class StyleLoRA(StyleModule):
             z = self.schedule.ddim_step(z, eps_uncond + guidance * (eps_cond - eps_uncond), now, before)
         return z
 
+    def closing_lines(self) -> list[str]:
+        return [f"Next: python -m lightning_styles convert {self.trainer.log_dir} style_lora.safetensors --to kohya"]
+
     def export(self, path: Path, layout: str) -> None:
         save_lora(self.unet, path, layout)
 

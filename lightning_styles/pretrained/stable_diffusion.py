@@ -47,6 +47,11 @@ class StableDiffusion:
 
 def load_stable_diffusion(name: str) -> StableDiffusion:
     """Load the base behind `name`: a diffusers folder, a single .safetensors file or a name of the registry."""
+    from diffusers.utils import logging as diffusers_log
+    from transformers.utils import logging as transformers_log
+
+    diffusers_log.set_verbosity_error()  # its remarks on precision do not apply: casts here are meant
+    transformers_log.disable_progress_bar()
     path = locate(name, "stable-diffusion")
     try:
         parts = _from_single_file(path) if path.is_file() else _from_folder(path)

@@ -1,7 +1,8 @@
 """Train the autoencoder of a latent diffusion model (arXiv 2112.10752, section 3.1) in the layout of diffusers."""
 
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ class AutoencoderPretraining(StyleModule):
         weights: weight of each term: l1, edges (L1 of picture gradients), perceptual, kl.
         perceptual: name or path of the perceptual network; None leaves the term out.
         start: folder of an earlier run's export to go on from; None starts from random weights.
+        trained: "all", or only the "decoder", which leaves the latents of models trained on them valid.
         lr: peak learning rate of AdamW.
         warmup: iterations of linear warm-up.
         seed: seed of the posterior's noise.
@@ -39,6 +41,7 @@ class AutoencoderPretraining(StyleModule):
         weights: dict[str, float],
         perceptual: str | None = None,
         start: str | None = None,
+        trained: Literal["all", "decoder"] = "all",
         lr: float = 1e-3,
         warmup: int = 100,
         seed: int = 0,
@@ -74,11 +77,20 @@ class AutoencoderPretraining(StyleModule):
         if h.start:
             started = AutoencoderKL.from_pretrained(h.start, subfolder="vae", local_files_only=True)
             self.vae.load_state_dict(started.state_dict())
+            self.vae.register_to_config(scaling_factor=started.config.scaling_factor)
+        if h.trained == "decoder":
+            self.vae.encoder.requires_grad_(False)
+            self.vae.quant_conv.requires_grad_(False)
         self.register_buffer("latent_variance", torch.ones(()))
         self.perceptual = load_perceptual(h.perceptual) if h.perceptual else None
 
     def named_optimizers(self) -> dict[str, tuple[Optimizer, LambdaLR | None]]:
-        optimizer = AdamW(self.vae.parameters(), lr=self.hparams.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+        optimizer = AdamW(
+            [p for p in self.vae.parameters() if p.requires_grad],
+            lr=self.hparams.lr,
+            betas=(0.9, 0.99),
+            weight_decay=1e-4,
+        )
         return {"vae": (optimizer, warmup_cosine(optimizer, self.iterations, self.hparams.warmup))}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -105,9 +117,10 @@ class AutoencoderPretraining(StyleModule):
 
     @torch.no_grad()
     def export(self, path: Path, layout: str) -> None:
-        """Save the autoencoder to `path`/vae with the scale that gives its latents unit variance."""
-        self.vae.register_to_config(scaling_factor=round(self.latent_variance.rsqrt().item(), 5))
-        self.vae.save_pretrained(path / "vae")
+        """Save the autoencoder to `path`/vae in half precision, with the scale that gives its latents unit variance."""
+        if self.hparams.trained == "all":
+            self.vae.register_to_config(scaling_factor=round(self.latent_variance.rsqrt().item(), 5))
+        deepcopy(self.vae).to(torch.float16).save_pretrained(path / "vae")
 
 
 def differences(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_styles.diffusion.schedules import NoiseSchedule
 from lightning_styles.errors import UserError
 from lightning_styles.module import StyleModule
 from lightning_styles.pretrained.stable_diffusion import StableDiffusion, encode_prompts
@@ -81,7 +82,7 @@ class LatentDiffusionPretraining(StyleModule):
     def configure_model(self) -> None:
         if hasattr(self, "unet"):
             return
-        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+        from diffusers import AutoencoderKL, UNet2DConditionModel
 
         h = self.hparams
         if not (Path(h.autoencoder) / "vae").is_dir():
@@ -100,7 +101,8 @@ class LatentDiffusionPretraining(StyleModule):
             attention_head_dim=h.heads,
             norm_num_groups=16,
         )
-        self.schedule = DDPMScheduler(**SCHEDULER)
+        self.encoded: dict[int, Tensor] = {}
+        self.schedule = NoiseSchedule.from_config(SCHEDULER)
 
     def build_text_encoder(self) -> tuple[torch.nn.Module, Any]:
         """A fresh CLIP text model and the tokenizer of this run, learned from the data's captions if need be."""
@@ -130,9 +132,9 @@ class LatentDiffusionPretraining(StyleModule):
         return {"denoiser": (optimizer, warmup_cosine(optimizer, self.iterations, self.hparams.warmup))}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        z = self.encode(batch["image"])
+        z = self.latents(batch["image"], batch["row"].tolist())
         generator = self.generator("timestep")
-        t = torch.randint(self.schedule.config.num_train_timesteps, (len(z),), generator=generator).to(z.device)
+        t = torch.randint(self.schedule.T, (len(z),), generator=generator).to(z.device)
         kept = torch.rand(len(z), generator=generator) >= self.hparams.caption_dropout
         captions = [c if keep else "" for c, keep in zip(batch["caption"], kept.tolist(), strict=True)]
         eps = self.randn_like(z, "noise")
@@ -142,9 +144,13 @@ class LatentDiffusionPretraining(StyleModule):
         self.optimize("denoiser", self.total_loss({"noise": loss}, {}))
 
     @torch.no_grad()
-    def encode(self, x: Tensor) -> Tensor:
-        """Scaled posterior means (B, 4, h, w) of pictures (B, 3, H, W)."""
-        return self.vae.encode(x).latent_dist.mean.float() * self.vae.config.scaling_factor
+    def latents(self, x: Tensor, rows: list[int]) -> Tensor:
+        """Scaled posterior means (B, 4, h, w) of pictures (B, 3, H, W); each of the pool is encoded once a run."""
+        new = [i for i, row in enumerate(rows) if row not in self.encoded]
+        if new:
+            z = self.vae.encode(x[new]).latent_dist.mean.float() * self.vae.config.scaling_factor
+            self.encoded |= {rows[i]: latent for i, latent in zip(new, z, strict=True)}
+        return torch.stack([self.encoded[row] for row in rows])
 
     def bundle(self) -> StableDiffusion:
         """The parts as one base model."""
@@ -152,20 +158,17 @@ class LatentDiffusionPretraining(StyleModule):
 
     def preview(self) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
-        images = (
-            self.bundle()
-            .pipeline()(
-                list(self.hparams.preview_prompts),
-                num_inference_steps=25,
-                guidance_scale=4.0,
-                height=16 * self.vae_factor,
-                width=16 * self.vae_factor,
-                generator=generator,
-                output_type="pt",
-            )
-            .images
+        pipeline, side = self.bundle().pipeline(), 16 * self.vae_factor
+        result = pipeline(
+            list(self.hparams.preview_prompts),
+            num_inference_steps=25,
+            guidance_scale=4.0,
+            height=side,
+            width=side,
+            generator=generator,
+            output_type="pt",
         )
-        return {"result": images * 2 - 1}
+        return {"result": result.images * 2 - 1}
 
     @property
     def vae_factor(self) -> int:
