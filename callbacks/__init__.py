@@ -1,5 +1,6 @@
 """What happens beside training: previews, results, records, measurements, averaged weights."""
 
+from callbacks.checkpoints import Checkpoints
 from callbacks.ema import EMA
 from callbacks.export import Export
 from callbacks.image_writer import ImageWriter
@@ -7,4 +8,4 @@ from callbacks.previews import Previews
 from callbacks.run_record import RunRecord
 from callbacks.throughput import Throughput
 
-__all__ = ["EMA", "Export", "ImageWriter", "Previews", "RunRecord", "Throughput"]
+__all__ = ["EMA", "Checkpoints", "Export", "ImageWriter", "Previews", "RunRecord", "Throughput"]

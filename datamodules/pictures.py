@@ -144,7 +144,7 @@ class Reader:
 
     def _picture(self, i: int, image: Tensor) -> dict[str, Any]:
         source = self.sources[i]
-        caption = source.caption(self.style) or self.captions
+        caption = source.caption() or self.captions
         picture = {"image": image, "name": source.name, "caption": caption, "index": i}
         if self.twin_style is not None and source.path is None:
             picture["twin"] = source.load(self.resolution, self.twin_style)

@@ -52,12 +52,13 @@ class Source:
         with torch.no_grad():
             return scenes.render(drawn, style, _needed(resolution))[0]
 
-    def caption(self, style: str = "photo") -> str:
-        """Text of the `.txt` file beside the picture, or the scene's own caption, or ""."""
+    def caption(self) -> str:
+        """Text of the `.txt` file beside the picture, or what the scene shows (not its style), or ""."""
         if self.path is None:
             from datamodules import scenes
 
-            return scenes.captions(scenes.sample_scenes(self.seed, [self.index], kind=self.kind), style)[0]
+            (caption,) = scenes.captions(scenes.sample_scenes(self.seed, [self.index], kind=self.kind), "photo")
+            return caption.removeprefix("a photo of ")
         sidecar = self.path.with_suffix(".txt")
         return sidecar.read_text(encoding="utf-8").strip() if sidecar.is_file() else ""
 

@@ -32,7 +32,7 @@ SIBLINGS = ("datamodules", "callbacks")
 USAGE = "python -m lightning_styles <command> --config FILE [--config FILE ...] [--key value ...]"
 EXAMPLES = """\
 python -m lightning_styles fit --config configs/tiny/sms.yaml
-python -m lightning_styles fit --config configs/tiny/sms.yaml --trainer.max_steps 50 --vars.lr 0.01
+python -m lightning_styles fit --config configs/tiny/sms.yaml --trainer.max_steps 50 --model.lr 0.05
 python -m lightning_styles check --config configs/tiny/sms.yaml
 python -m lightning_styles stylize photos/ --style runs/x/version_0 --out out/"""
 

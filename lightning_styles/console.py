@@ -47,6 +47,11 @@ def quiet() -> None:
     """Keep Lightning's tips and its notes about normal situations off the console."""
     for pattern in ADVERTS:
         warnings.filterwarnings("ignore", message=pattern)
+    for name in ("lightning_styles", "datamodules", "callbacks"):
+        own = logging.getLogger(name)
+        if not own.handlers:
+            own.addHandler(logging.StreamHandler())
+            own.setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):
         for handler in logging.getLogger(name).handlers:
             handler.addFilter(not_lightnings_own)

@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--out", default="out", metavar="DIR", help="folder for the results (default: out)")
     options.add_argument("--device", default="auto", help=f"{DEVICES} (default: auto)")
     options.add_argument(
-        "--resolution", type=int, metavar="N", help="shorter side in pixels (default: the size of each file)"
+        "--resolution", type=int, metavar="N", help="shorter side in pixels (default: that of the run)"
     )
     options.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at once (default: 1)")
     options.add_argument(
@@ -55,7 +55,8 @@ def run(options: argparse.Namespace) -> int:
     quiet()
     where = trainer_arguments(options.device)
     checkpoint, content = open_trained(options.style, options.trust)
-    data = Pictures(images=options.pictures, resolution=options.resolution, batch_size=options.batch_size)
+    resolution = options.resolution or content.get("datamodule_hyper_parameters", {}).get("resolution")
+    data = Pictures(images=options.pictures, resolution=resolution, batch_size=options.batch_size)
     model = build_trained(content)
     silent = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     trainer = Trainer(**where, **silent, callbacks=[ImageWriter(options.out), IterationBar()])  # type: ignore[arg-type]

@@ -395,7 +395,12 @@ class SMS(StyleModule):
         if not hasattr(self, "results"):
             return []
         first = self.results / self.names[0]
-        return [f"stylized picture:   {first}.png", f"before and after:   {first}_before_after.png"]
+        return [
+            f"stylized picture:  {first}.png",
+            f"before and after:  {first}_before_after.png",
+            f"TensorBoard:       tensorboard --logdir {self.results.parent}",
+            f"Next:              python -m lightning_styles stylize PHOTOS --style {self.results.parent} --out out",
+        ]
 
     # ---- checkpoints
 

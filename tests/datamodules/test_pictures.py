@@ -110,7 +110,7 @@ def test_scenes_have_exact_twins():
     drawn = scenes.sample_scenes(1, [1000, 1001], kind="portrait")
     assert torch.equal(batches[0]["image"], scenes.render(drawn, "photo", 32))
     assert torch.equal(batches[0]["twin"], scenes.render(drawn, "cartoon", 32))
-    assert batches[0]["caption"] == scenes.captions(drawn, "photo")
+    assert [f"a photo of {c}" for c in batches[0]["caption"]] == scenes.captions(drawn, "photo")
 
 
 @pytest.mark.parametrize(

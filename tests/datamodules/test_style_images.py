@@ -72,6 +72,6 @@ def test_prompt_may_quote_captions(folder):
 def test_scenes_in_a_style():
     (batch,) = batches("scene:portrait/5", steps=1, style="cartoon", prompt="{caption}", flip=False)
     scene = scenes.sample_scenes(0, [5], kind="portrait")
-    assert batch["caption"] == scenes.captions(scene, "cartoon") * 3
+    assert [f"{c}, cartoon style" for c in batch["caption"]] == scenes.captions(scene, "cartoon") * 3
     expected = scenes.render(scene, "cartoon", 16)[0]
     torch.testing.assert_close(batch["image"][0], expected, atol=1 / 255, rtol=0)

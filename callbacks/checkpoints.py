@@ -1,0 +1,26 @@
+"""Checkpoints: `last.ckpt`, every n iterations and when the run ends."""
+
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class Checkpoints(ModelCheckpoint):
+    """Keeps `checkpoints/last.ckpt` in the run's folder up to date, the last iteration included.
+
+    Args:
+        every_n_iterations: distance of two saves.
+    """
+
+    def __init__(self, every_n_iterations: int = 100) -> None:
+        super().__init__(filename="last", every_n_train_steps=every_n_iterations, enable_version_counter=False)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save what came after the last multiple of n, and so the whole run when n is longer than it."""
+        super().on_train_end(trainer, pl_module)
+        if self._last_global_step_saved != trainer.global_step and self.dirpath is not None:
+            path = str(Path(self.dirpath) / "last.ckpt")
+            trainer.save_checkpoint(path)
+            self.last_model_path = self.best_model_path = path
+            self._last_global_step_saved = trainer.global_step
