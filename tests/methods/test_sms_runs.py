@@ -1,0 +1,326 @@
+"""SMS through the trainer: exact resume, predict, sizes, every option, refusals, two processes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from callbacks import ImageWriter, Previews
+from datamodules import Pictures
+from lightning_styles.errors import UserError
+from lightning_styles.imaging import read_image
+from lightning_styles.methods.sms import SMS
+from lightning_styles.models.adapters import adapter_parameters
+from tests.micro import Micro, optimizer_tensors, quiet_trainer, write_picture
+
+pytest_plugins = ["tests.micro"]
+ROOT = Path(__file__).resolve().parents[2]
+SCENE = "scene:portrait/3?seed=1"
+
+
+def make_sms(micro: Micro, **changes: Any) -> SMS:
+    """SMS without warm-up, so that a few iterations move something."""
+    settings: dict[str, Any] = {
+        "base": micro.base, "style_lora": micro.lora, "style": "cartoon style", "iterations": 2, "warmup": 1,
+        "rank": 2, "weights": {"style": 1.0, "identity": 5e-4},
+    }  # fmt: skip
+    return SMS(**(settings | changes))
+
+
+def pictures(images: str | list[str] = SCENE, resolution: int | None = 32, **settings: Any) -> Pictures:
+    return Pictures(images=images, resolution=resolution, **settings)
+
+
+def fit(folder: Path, method: SMS, data: Pictures | None = None, ckpt_path: Path | None = None) -> L.Trainer:
+    run = quiet_trainer(folder, method.iterations)
+    run.fit(method, datamodule=data or pictures(), ckpt_path=ckpt_path, weights_only=True)
+    return run
+
+
+def predict(folder: Path, method: SMS, data: Pictures, callbacks: list[L.Callback] | None = None) -> dict[str, Tensor]:
+    """Results by name."""
+    run = quiet_trainer(folder, 1, callbacks=callbacks or [])
+    batches = run.predict(method, datamodule=data)
+    found = [batch for batch in batches or [] if batch is not None]
+    return {n: image for b in found for n, image in zip(b["name"], b["image"], strict=True)}  # type: ignore[call-overload]
+
+
+def trained(method: SMS) -> dict[str, Tensor]:
+    """What a checkpoint holds of a method."""
+    return {key: value.clone() for key, value in method.state_dict().items()}
+
+
+# ---- exact resume, for every method
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method, and data to train it on, for the test of exact resume."""
+
+    method: Callable[[Micro], L.LightningModule]
+    data: Callable[[], L.LightningDataModule]
+
+
+RESUMED = {
+    "sms": Case(lambda micro: make_sms(micro, iterations=5), pictures),
+    "sms, two pictures": Case(lambda micro: make_sms(micro, iterations=5), lambda: pictures("scene:portrait/3-4")),
+    "pds": Case(lambda micro: make_sms(micro, iterations=5, objective="pds", sampling="full"), pictures),
+}
+
+
+@pytest.mark.parametrize("case", RESUMED.values(), ids=RESUMED)
+def test_a_resumed_run_ends_bit_equal_to_a_straight_one(micro: Micro, tmp_path: Path, case: Case) -> None:
+    def run(folder: str, steps: int, ckpt_path: Path | None = None, shown: int = 2) -> tuple[Any, L.Trainer]:
+        saving = ModelCheckpoint(tmp_path / folder, "{step}", every_n_train_steps=2, save_top_k=-1)
+        extras = {"callbacks": [Previews(shown, animation="none"), saving], "enable_checkpointing": True}
+        trainer, method = quiet_trainer(tmp_path / folder, steps, **extras), case.method(micro)
+        trainer.fit(method, datamodule=case.data(), ckpt_path=ckpt_path, weights_only=True)
+        return method, trainer
+
+    straight, whole = run("straight", 5, shown=1)
+    run("first", 2)
+    resumed, rest = run("rest", 5, next((tmp_path / "first").glob("*.ckpt")))
+    assert rest.global_step == whole.global_step == 5
+    ours, theirs = trained(resumed), trained(straight)
+    assert ours.keys() == theirs.keys()
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+    states = optimizer_tensors(rest), optimizer_tensors(whole)
+    assert len(states[0]) >= 3
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+    rates = [[group["lr"] for o in t.optimizers for group in o.param_groups] for t in (rest, whole)]
+    assert rates[0] == rates[1]
+
+
+# ---- predict
+
+
+def test_predict_gives_what_fit_gives(micro: Micro, tmp_path: Path) -> None:
+    fitted = make_sms(micro)
+    fit(tmp_path / "fit", fitted)
+    predicted = predict(tmp_path / "predict", make_sms(micro), pictures())
+    expected = fitted.decode(fitted.z_tgt)[0]
+    torch.testing.assert_close(predicted["portrait_3_seed1"], expected, rtol=0, atol=1e-6)
+    files = sorted(path.name for path in tmp_path.rglob("results/*.png"))
+    assert files == ["portrait_3_seed1.png", "portrait_3_seed1_before_after.png"]
+    written = read_image(next(tmp_path.rglob("portrait_3_seed1.png")))
+    torch.testing.assert_close(written, expected, rtol=0, atol=1.01 / 255)
+
+
+def test_a_result_does_not_depend_on_its_batch(micro: Micro, tmp_path: Path) -> None:
+    two = ["scene:portrait/3", "scene:landscape/5"]
+    together = predict(tmp_path, make_sms(micro), pictures(two, batch_size=2))
+    alone = predict(tmp_path, make_sms(micro), pictures(two, batch_size=1))
+    assert list(together) == ["portrait_3", "landscape_5"]
+    for name, image in alone.items():
+        torch.testing.assert_close(together[name], image, rtol=0, atol=1e-4)
+    assert (alone["portrait_3"] - alone["landscape_5"]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("size", [(40, 64), (64, 40), (37, 50)])
+def test_pictures_keep_their_size(micro: Micro, tmp_path: Path, size: tuple[int, int]) -> None:
+    data = pictures(write_picture(tmp_path / "wide.png", *size), None)
+    method = make_sms(micro)
+    fit(tmp_path, method, data)
+    assert tuple(method.preview()["result"].shape) == (1, 3, *size)
+    padded = tuple(-(-side // 8) * 8 // 4 for side in size)
+    assert tuple(method.z_tgt.shape[-2:]) == padded
+    assert tuple(predict(tmp_path, make_sms(micro), data)["wide"].shape) == (3, *size)
+
+
+def test_predict_takes_pictures_of_different_sizes_and_skips_finished_ones(micro: Micro, tmp_path: Path) -> None:
+    files = [write_picture(tmp_path / "in" / f"{h}.png", h, 40) for h in (40, 48)]
+    first = predict(tmp_path, make_sms(micro), pictures(files, None), [ImageWriter(str(tmp_path / "out"))])
+    assert {name: tuple(image.shape) for name, image in first.items()} == {"40": (3, 40, 40), "48": (3, 48, 40)}
+    (tmp_path / "out" / "48.png").unlink()
+    again = predict(tmp_path, make_sms(micro), pictures(files, None), [ImageWriter(str(tmp_path / "out"))])
+    assert list(again) == ["48"]
+    assert torch.equal(again["48"], first["48"])
+
+
+# ---- options
+
+
+@pytest.mark.parametrize("relevance", [True, False])
+@pytest.mark.parametrize("objective", ["sms", "vsd", "sds", "dds", "pds"])
+def test_every_objective_moves_the_latents(micro: Micro, tmp_path: Path, objective: str, relevance: bool) -> None:
+    method = make_sms(micro, objective=objective, relevance=relevance, sampling="full", identity="none")
+    run = fit(tmp_path, method)
+    moved = (method.z_tgt - method.z_src).abs()
+    assert torch.isfinite(method.z_tgt).all()
+    assert moved.max() > 1e-2
+    assert (moved > 1e-4).float().mean() > 0.9
+    fakes = {key for key in trained(method) if ".fake" in key}
+    assert (len(run.optimizers), bool(fakes)) == ((2, True) if objective in ("sms", "vsd") else (1, False))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"identity": "fixed"}, {"identity": "mse"}, {"identity": "none"}, {"spectrum_norm": "l2"},
+        {"sampling": "uniform"}, {"sampling": "linear"}, {"fake_sampling": "paper"}, {"fake_weight": "none"},
+        {"optimizer": "sgd", "lr": 2e4}, {"posterior": "mode"}, {"weight_decay": 0.0}, {"guidance": 1.0},
+        {"style_lora": None}, {"frozen_precision": "bfloat16"},
+        {"target_prompt": "{caption}"}, {"edit_prompt": "a drawing"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_option_changes_the_result(micro: Micro, tmp_path: Path, options: dict[str, Any]) -> None:
+    # Iteration 0 has lr 0, in 1 the latents leave the source, so the terms that compare them act in 2.
+    default, changed = (make_sms(micro, iterations=3, **changes) for changes in ({}, options))
+    for method in (default, changed):
+        fit(tmp_path, method)
+    assert torch.isfinite(changed.z_tgt).all()
+    assert (changed.z_tgt - changed.z_src).abs().max() > 1e-2
+    assert not torch.equal(changed.z_tgt, default.z_tgt)
+
+
+def test_relevance_weighs_the_gradient(micro: Micro, tmp_path: Path) -> None:
+    method = make_sms(micro)
+    fit(tmp_path, method)
+    with torch.no_grad():
+        t = torch.tensor([101])
+        _, R = method.distill(t, t - 2, torch.randn_like(method.z_src))
+    assert tuple(R.shape) == (1, 1, *method.z_src.shape[-2:])
+    assert (R.min().item(), R.max().item()) == (0, 1)
+
+
+def test_a_second_base_takes_two_unets(micro: Micro, tmp_path: Path) -> None:
+    method = make_sms(micro, real=micro.other)
+    fit(tmp_path, method)
+    style, real = method.scores.style_unet, method.scores.real_unet
+    assert style is not None
+    assert not torch.equal(style.conv_in.weight, real.conv_in.weight)
+    assert set(style.peft_config) == {"style"}
+    assert set(real.peft_config) == {"fake0"}
+    assert set(method.base_models) == {micro.base, micro.other, micro.lora}
+    single = make_sms(micro)
+    fit(tmp_path, single)
+    assert single.scores.style_unet is None
+    assert not torch.equal(single.z_tgt, method.z_tgt)
+
+
+def test_the_loras_text_encoder_changes_the_style_models_prompts_alone(micro: Micro, tmp_path: Path) -> None:
+    texts = []
+    for used in (False, True):
+        method = make_sms(micro, iterations=1, style_lora=micro.lora_with_text, lora_text_encoder=used)
+        fit(tmp_path, method)
+        texts.append(method.text)
+    without, with_text = texts
+    assert torch.equal(without["tgt_style"], without["tgt"])
+    changed = {role for role in without if not torch.equal(without[role], with_text[role])}
+    assert changed == {"tgt_style", "src"}, "the prompts of the style model"
+    assert (with_text["tgt_style"] - without["tgt_style"]).abs().max() > 1e-3
+
+
+def test_gradient_checkpointing_changes_no_number(micro: Micro, tmp_path: Path) -> None:
+    plain, saving = (make_sms(micro, iterations=3, gradient_checkpointing=used) for used in (False, True))
+    for method in (plain, saving):
+        fit(tmp_path, method)
+    theirs = trained(saving)
+    for key, value in trained(plain).items():
+        torch.testing.assert_close(theirs[key], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_compiling_changes_no_number(micro: Micro, tmp_path: Path) -> None:
+    plain, compiled = (make_sms(micro, compile=used) for used in (False, True))
+    for method in (plain, compiled):
+        fit(tmp_path, method)
+    theirs = trained(compiled)
+    for key, value in trained(plain).items():
+        torch.testing.assert_close(theirs[key], value, rtol=1e-3, atol=1e-4)
+
+
+# ---- checkpoints and refusals
+
+
+def test_a_checkpoint_holds_what_is_trained_and_no_frozen_weight(micro: Micro, tmp_path: Path) -> None:
+    method = make_sms(micro)
+    fit(tmp_path, method).save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    lora = adapter_parameters(method.scores.real_unet, "fake0")
+    assert len(saved["state_dict"]) == 2 + len(lora)
+    assert {key for key in saved["state_dict"] if ".fake0." not in key} == {"z_tgt", "z_src"}
+    base = sum(file.stat().st_size for file in Path(micro.base).rglob("*.safetensors"))
+    assert (tmp_path / "last.ckpt").stat().st_size < base / 4
+    assert saved["lightning_styles"]["pictures"] == ["portrait_3_seed1"]
+    assert saved["lightning_styles"]["base_models"] == method.base_models
+
+
+def test_another_picture_or_base_is_refused_on_resume(micro: Micro, tmp_path: Path) -> None:
+    part = tmp_path / "part.ckpt"
+    fit(tmp_path, make_sms(micro)).save_checkpoint(part)
+    with pytest.raises(UserError, match="belongs to portrait_3_seed1, the data has portrait_4"):
+        fit(tmp_path, make_sms(micro, iterations=3), pictures("scene:portrait/4"), part)
+    with pytest.raises(UserError, match="was trained on base .*use the base of the checkpoint"):
+        fit(tmp_path, make_sms(micro, iterations=3, base=micro.other), None, part)
+    with pytest.raises(UserError, match="another architecture"):
+        fit(tmp_path, make_sms(micro, iterations=3, rank=3), None, part)
+    with pytest.raises(UserError, match="another architecture"):
+        fit(tmp_path, make_sms(micro, iterations=3), pictures(resolution=40), part)
+
+
+def test_a_checkpoint_does_not_touch_what_predict_makes(micro: Micro, tmp_path: Path) -> None:
+    part, other = tmp_path / "part.ckpt", pictures("scene:portrait/4")
+    fit(tmp_path, make_sms(micro)).save_checkpoint(part)
+    run = quiet_trainer(tmp_path, 1)
+    (batch,) = run.predict(make_sms(micro), datamodule=other, ckpt_path=part, weights_only=True)  # type: ignore[misc]
+    assert torch.equal(batch["image"][0], predict(tmp_path, make_sms(micro), other)["portrait_4"])
+
+
+def test_fit_refuses_pictures_of_two_sizes(micro: Micro, tmp_path: Path) -> None:
+    files = [write_picture(tmp_path / f"{h}.png", h, 40) for h in (40, 48)]
+    with pytest.raises(UserError, match=r"these have 2: \[\(40, 40\), \(48, 40\)\]"):
+        fit(tmp_path, make_sms(micro), pictures(files, None))
+
+
+# ---- two processes
+
+
+@pytest.mark.slow
+def test_two_processes_draw_their_own_noise_and_end_with_equal_parameters(micro: Micro, tmp_path: Path) -> None:
+    env = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, __file__, str(micro.folder), str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert ranks[0]["trained"].keys() == ranks[1]["trained"].keys()
+    for key, value in ranks[0]["trained"].items():
+        assert torch.equal(value, ranks[1]["trained"][key]), key
+    assert (ranks[0]["trained"]["z_tgt"] - ranks[0]["trained"]["z_src"]).abs().max() > 1e-2
+    assert len(ranks[0]["noise"]) == len(ranks[1]["noise"]) == 6
+    assert not any(torch.equal(a, b) for a, b in zip(ranks[0]["noise"], ranks[1]["noise"], strict=True))
+    alone = make_sms(micro, iterations=3)
+    fit(tmp_path, alone)
+    assert torch.equal(alone.z_src, ranks[0]["trained"]["z_src"])
+    assert not torch.equal(alone.z_tgt, ranks[0]["trained"]["z_tgt"]), "gradients of both ranks count"
+
+
+class Recording(SMS):
+    """SMS that keeps the noise of every draw."""
+
+    def draw(self, purpose: str, bounds: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        index, eps = super().draw(purpose, bounds)
+        self.__dict__.setdefault("noise", []).append(eps)
+        return index, eps
+
+
+def run_on_two_processes(micro: Micro, out: Path) -> None:
+    method = Recording(**make_sms(micro, iterations=3).hparams)
+    settings = {"devices": 2, "strategy": "ddp_find_unused_parameters_true"}
+    run = quiet_trainer(out, 3, **settings)
+    run.fit(method, datamodule=pictures())
+    torch.save({"trained": trained(method), "noise": method.__dict__["noise"]}, out / f"rank{run.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    run_on_two_processes(Micro(Path(sys.argv[1])), Path(sys.argv[2]))
