@@ -46,6 +46,8 @@ class StyleModule(L.LightningModule):
         finished: names of pictures that `predict` may skip because their result is already written.
     """
 
+    evaluation: Any
+
     def __init__(
         self,
         *,
@@ -68,6 +70,11 @@ class StyleModule(L.LightningModule):
         self.finished: set[str] = set()
         self._optimizer_index: dict[str, int] = {}
         self._alone: dict[str, tuple[Optimizer, LambdaLR | None]] | None = None
+
+    @property
+    def hparams(self) -> Any:  # type: ignore[override]
+        """The arguments of the constructor, by name."""
+        return super().hparams
 
     # ---- what a method defines
 
@@ -140,7 +147,7 @@ class StyleModule(L.LightningModule):
 
     def _optimize_in_fit(self, index: int, loss: Tensor, gradient: Tensor | None) -> None:
         optimizers = self.optimizers(use_pl_optimizer=True)
-        optimizer = optimizers[index] if isinstance(optimizers, list) else optimizers
+        optimizer: Any = optimizers[index] if isinstance(optimizers, list) else optimizers
         optimizer.zero_grad()
         self.manual_backward(loss, gradient=gradient)
         if self.clip_norm is not None:

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from lightning_styles.commands import LightParser
 from lightning_styles.errors import UserError
@@ -28,7 +29,7 @@ def export_trained(source: Path, output: Path, layout: str, trust: bool) -> None
     from lightning_styles.trained import build_trained, load_weights, open_trained
 
     _, content = open_trained(str(source), trust)
-    model = build_trained(content)
+    model: Any = build_trained(content)
     formats = getattr(model, "formats", {})
     if layout not in formats:
         writes = f"can be converted to {', '.join(formats)}, not {layout}" if formats else "writes no other format"

@@ -27,6 +27,8 @@ class SDEdit(StyleModule):
         seed: key of all randomness.
     """
 
+    pipeline: Any
+
     def __init__(
         self,
         *,
@@ -71,7 +73,7 @@ class SDEdit(StyleModule):
             text_encoder=base.text_encoder,
             tokenizer=base.tokenizer,
             unet=base.unet,
-            scheduler=DDIMScheduler.from_config(base.scheduler),
+            scheduler=DDIMScheduler.from_config(base.scheduler),  # type: ignore[arg-type]
             safety_checker=None,  # type: ignore[arg-type]
             feature_extractor=None,  # type: ignore[arg-type]
             requires_safety_checker=False,

@@ -72,6 +72,10 @@ class SMS(StyleModule):
         seed: key of all randomness.
     """
 
+    vae: Any
+    encoders: dict[str, Any]
+    z_src: Tensor
+
     def __init__(
         self,
         *,

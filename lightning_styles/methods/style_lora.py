@@ -46,6 +46,9 @@ class StyleLoRA(StyleModule):
         seed: key of all randomness.
     """
 
+    base: Any
+    vae: Any
+    unet: Any
     formats = {"kohya": "style_lora.safetensors", "diffusers": "pytorch_lora_weights.safetensors"}
 
     def __init__(

@@ -74,7 +74,7 @@ def _from_folder(path: Path) -> dict[str, Any]:
             path, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True, **local
         ),
         "tokenizer": CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **local),
-        "scheduler": dict(DDIMScheduler.load_config(path, subfolder="scheduler", **local)),
+        "scheduler": dict(DDIMScheduler.load_config(path, subfolder="scheduler", **local)),  # type: ignore[arg-type]
     }
 
 

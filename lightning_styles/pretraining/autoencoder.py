@@ -30,6 +30,9 @@ class AutoencoderPretraining(StyleModule):
         seed: seed of the posterior's noise.
     """
 
+    vae: Any
+    perceptual: Any
+    latent_variance: Tensor
     formats = {"diffusers": "."}
 
     def __init__(
@@ -66,8 +69,8 @@ class AutoencoderPretraining(StyleModule):
 
         h, levels = self.hparams, len(self.hparams.widths)
         self.vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
+            down_block_types=("DownEncoderBlock2D",) * levels,  # type: ignore[arg-type]
+            up_block_types=("UpDecoderBlock2D",) * levels,  # type: ignore[arg-type]
             block_out_channels=tuple(h.widths),
             layers_per_block=1,
             latent_channels=h.latent_channels,
@@ -75,7 +78,7 @@ class AutoencoderPretraining(StyleModule):
             sample_size=64,
         )
         if h.start:
-            started = AutoencoderKL.from_pretrained(h.start, subfolder="vae", local_files_only=True)
+            started: Any = AutoencoderKL.from_pretrained(h.start, subfolder="vae", local_files_only=True)
             self.vae.load_state_dict(started.state_dict())
             self.vae.register_to_config(scaling_factor=started.config.scaling_factor)
         if h.trained == "decoder":

@@ -49,6 +49,8 @@ class LatentDiffusionPretraining(StyleModule):
         seed: key of all randomness.
     """
 
+    vae: Any
+    unet: Any
     formats = {"diffusers": "."}
 
     def __init__(
@@ -110,7 +112,8 @@ class LatentDiffusionPretraining(StyleModule):
 
         h, folder = self.hparams, Path(self.hparams.tokenizer)
         if not (folder / "vocab.json").exists():
-            train_clip_tokenizer(self.trainer.datamodule.corpus(), folder, h.vocabulary, h.prompt_length)
+            corpus = self.trainer.datamodule.corpus()  # type: ignore[attr-defined]
+            train_clip_tokenizer(corpus, folder, h.vocabulary, h.prompt_length)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         config = CLIPTextConfig(
             vocab_size=len(tokenizer),

@@ -41,7 +41,7 @@ def train_clip_tokenizer(captions: Iterable[str], folder: Path, vocabulary: int,
     entries = alphabet + [symbol + "</w>" for symbol in alphabet] + ["".join(m) for m in merges] + [START, END]
     vocab = {entry: i for i, entry in enumerate(dict.fromkeys(entries))}
     folder.mkdir(parents=True, exist_ok=True)
-    CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length).save_pretrained(folder)
+    CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length).save_pretrained(folder)  # type: ignore[arg-type]
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(m) for m in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
