@@ -59,7 +59,8 @@ def test_a_path_comes_first(tmp_path: Path, models: Path) -> None:
 
 def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert locate("~/mine.safetensors", LORA) == make(tmp_path / "mine.safetensors")
+    mine = make(tmp_path / "mine.safetensors")
+    assert locate("~/mine.safetensors", LORA) == mine
 
 
 def test_the_package_comes_before_the_models_folder(

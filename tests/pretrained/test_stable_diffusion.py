@@ -97,7 +97,7 @@ def test_a_damaged_file_is_refused(copy: Path, broken: str) -> None:
 
 def test_a_folder_without_a_tokenizer_is_refused(copy: Path) -> None:
     shutil.rmtree(copy / "tokenizer")
-    with pytest.raises(UserError, match="base is not a Stable Diffusion base"):
+    with pytest.raises(UserError, match="it has no tokenizer/vocab.json"):
         load_stable_diffusion(str(copy))
 
 
