@@ -149,7 +149,8 @@ class StyleModule(L.LightningModule):
         optimizers = self.optimizers(use_pl_optimizer=True)
         optimizer: Any = optimizers[index] if isinstance(optimizers, list) else optimizers
         optimizer.zero_grad()
-        self.manual_backward(loss, gradient=gradient)
+        # DDP finds the parameters in use by walking the graph behind `loss`; a leaf has none and would count as unused.
+        self.manual_backward(loss.view_as(loss) if loss.is_leaf else loss, gradient=gradient)
         if self.clip_norm is not None:
             self.clip_gradients(optimizer, gradient_clip_val=self.clip_norm, gradient_clip_algorithm="norm")
         with nullcontext() if index == 0 else uncounted(optimizer):

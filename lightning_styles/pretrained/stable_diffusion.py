@@ -48,6 +48,7 @@ class StableDiffusion:
 def load_stable_diffusion(name: str) -> StableDiffusion:
     """Load the base behind `name`: a diffusers folder, a single .safetensors file or a name of the registry."""
     from diffusers.utils import logging as diffusers_log
+    from safetensors import SafetensorError
     from transformers.utils import logging as transformers_log
 
     diffusers_log.set_verbosity_error()  # its remarks on precision do not apply: casts here are meant
@@ -55,7 +56,7 @@ def load_stable_diffusion(name: str) -> StableDiffusion:
     path = locate(name, "stable-diffusion")
     try:
         parts = _from_single_file(path) if path.is_file() else _from_folder(path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"{path} is not a Stable Diffusion base in diffusers layout: {error}") from error
     for part in ("unet", "vae", "text_encoder"):
         parts[part].eval().requires_grad_(False)
@@ -66,6 +67,8 @@ def _from_folder(path: Path) -> dict[str, Any]:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    if not any((path / "tokenizer" / file).is_file() for file in ("vocab.json", "tokenizer.json")):
+        raise FileNotFoundError("it has no tokenizer/vocab.json")  # transformers would make one without words
     local: dict[str, Any] = {"local_files_only": True}
     return {
         "unet": UNet2DConditionModel.from_pretrained(path, subfolder="unet", **local),
