@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_styles.diffusion.schedules import NoiseSchedule
 from lightning_styles.errors import UserError
 from lightning_styles.module import StyleModule
-from lightning_styles.pretrained.stable_diffusion import StableDiffusion, encode_prompts
+from lightning_styles.pretrained.stable_diffusion import StableDiffusion, encode_prompts, load_stable_diffusion
 from lightning_styles.pretraining.schedule import warmup_cosine
 from lightning_styles.pretraining.tokenizer import train_clip_tokenizer
 
@@ -36,6 +36,7 @@ class LatentDiffusionPretraining(StyleModule):
         iterations: optimizer steps.
         autoencoder: folder that holds `vae/` in diffusers layout.
         tokenizer: folder for the tokenizer; learned from the captions of the data when it does not exist.
+        start: base model to go on from, whose UNet and text encoder have this shape; None starts from random weights.
         vocabulary: learned entries of the tokenizer at most.
         prompt_length: tokens of a padded prompt.
         widths: channels of each resolution of the UNet; all but the last have cross attention.
@@ -59,6 +60,7 @@ class LatentDiffusionPretraining(StyleModule):
         iterations: int,
         autoencoder: str,
         tokenizer: str,
+        start: str | None = None,
         vocabulary: int = 400,
         prompt_length: int = 32,
         widths: list[int],
@@ -76,7 +78,8 @@ class LatentDiffusionPretraining(StyleModule):
 
     @classmethod
     def required_models(cls, init_args: dict[str, Any]) -> list[tuple[str, str]]:
-        return [(init_args["autoencoder"], "autoencoder folder")]
+        start = [(init_args["start"], "stable-diffusion")] if init_args.get("start") else []
+        return [(init_args["autoencoder"], "autoencoder folder"), *start]
 
     def kept(self, name: str) -> bool:
         return name.startswith(("unet.", "text_encoder."))
@@ -103,6 +106,10 @@ class LatentDiffusionPretraining(StyleModule):
             attention_head_dim=h.heads,
             norm_num_groups=16,
         )
+        if h.start:
+            started = load_stable_diffusion(h.start)
+            self.unet.load_state_dict(started.unet.state_dict())
+            self.text_encoder.load_state_dict(started.text_encoder.state_dict())
         self.encoded: dict[int, Tensor] = {}
         self.schedule = NoiseSchedule.from_config(SCHEDULER)
 
