@@ -107,11 +107,15 @@ class StyleModule(L.LightningModule):
 
         return required_models(init_args.get("metrics") or {})
 
+    @property
+    def run_device(self) -> torch.device:
+        """The device of the run, known before the networks move there; the CPU outside of a trainer."""
+        return torch.device("cpu") if self._trainer is None else self.trainer.strategy.root_device
+
     def frozen_dtype(self, precision: str) -> torch.dtype:
         """Precision of frozen weights by name; "auto" is bfloat16 on a GPU and float32 elsewhere."""
         if precision == "auto":
-            on_gpu = self._trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-            precision = "bfloat16" if on_gpu else "float32"
+            precision = "bfloat16" if self.run_device.type == "cuda" else "float32"
         return getattr(torch, precision)
 
     # ---- optimization

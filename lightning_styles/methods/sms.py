@@ -155,7 +155,7 @@ class SMS(StyleModule):
         real = base if h.real in (None, h.base) else load_stable_diffusion(h.real)
         self.base_models = {h.base: base.sha256} | ({h.real: real.sha256} if h.real else {})
         self.vae, self.multiple = base.vae, base.multiple
-        self.schedule = NoiseSchedule.from_config(base.scheduler)
+        self.schedule = NoiseSchedule.from_config(base.scheduler).to(self.run_device)
         self.grid = self.schedule.grid(500)
         # A plain attribute: the text encoders stay on the CPU, prompts are embedded once.
         encoders = {"base": base.text_encoder, "style": base.text_encoder}

@@ -87,7 +87,8 @@ class StyleLoRA(StyleModule):
         base = load_stable_diffusion(h.base)
         self.base_models = {h.base: base.sha256}
         self.__dict__["base"] = base  # not a submodule: its text encoder stays on the CPU
-        self.vae, self.unet, self.schedule = base.vae, base.unet, NoiseSchedule.from_config(base.scheduler)
+        self.vae, self.unet = base.vae, base.unet
+        self.schedule = NoiseSchedule.from_config(base.scheduler).to(self.run_device)
         self.unet.to(self.frozen_dtype(h.frozen_precision))
         generator = noise.generator(self.seed, "lora")
         add_lora(self.unet, NAME, h.rank, h.alpha, h.targets, generator)

@@ -249,6 +249,17 @@ def test_compiling_changes_no_number(micro: Micro, tmp_path: Path, monkeypatch: 
         torch.testing.assert_close(theirs[key], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_numbers_of_the_cpu(micro: Micro, tmp_path: Path) -> None:
+    methods = [make_sms(micro, frozen_precision="float32") for _ in range(2)]
+    for method, accelerator in zip(methods, ("cpu", "gpu"), strict=True):
+        quiet_trainer(tmp_path, 2, accelerator=accelerator).fit(method, datamodule=pictures())
+    theirs = trained(methods[1])
+    for key, value in trained(methods[0]).items():
+        torch.testing.assert_close(theirs[key].cpu(), value, rtol=1e-2, atol=1e-3)
+
+
 # ---- checkpoints and refusals
 
 
