@@ -25,6 +25,7 @@ ADVERTS = (
     r".*LeafSpec.*",
     r".*LightningCLI's args parameter.*",
     r".*litlogger.*",
+    r".*ModelCheckpoint with manual optimization.*",
     r".*litmodels.*",
     r".*exists and is not empty.*",
     r".*dirpath has changed.*",
