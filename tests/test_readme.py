@@ -95,7 +95,7 @@ def test_commands_on_the_embedded_models_run(folder: Path, capsys: pytest.Captur
     run = Path("runs/tiny_sms/version_0")
     written = {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file()}
     assert written >= {"config.yaml", "run.json", "checkpoints/last.ckpt", "previews/progress.webp"}
-    assert {"results/portrait_3_seed1.png", "results/portrait_3_seed1_before_after.png"} <= written
+    assert {"results/portrait_8_seed1.png", "results/portrait_8_seed1_before_after.png"} <= written
     assert Path("runs/tiny_style_lora/version_0/export/style_lora.safetensors").is_file()
     assert sorted(file.name for file in Path("out").glob("*.png")) == ["a.png", "b.png"]
     assert Path("runs/tiny_compare_sms/table.md").is_file()

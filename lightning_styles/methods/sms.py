@@ -59,6 +59,8 @@ class SMS(StyleModule):
         source_prompt: prompt of the source in "dds" and "pds".
         optimizer: of the latents.
         lr: peak learning rate of the latents.
+        eps: of AdamW. The gradient R g / numel is of the order of 1e-8 for 64 x 64 x 4 latents, so the default damps
+            the steps; smaller latents want an eps larger by the ratio of their sizes to behave alike.
         weight_decay: of the latents under AdamW; pulls them towards 0, hence towards lower contrast.
         warmup: iterations of linear warm-up from 0.
         fake_lr: learning rate of the fake score's LoRA.
@@ -100,6 +102,7 @@ class SMS(StyleModule):
         source_prompt: str = "{caption}",
         optimizer: Literal["adamw", "sgd"] = "adamw",
         lr: float = 0.1,
+        eps: float = 1e-8,
         weight_decay: float = 0.01,
         warmup: int = 100,
         fake_lr: float = 1e-3,
@@ -258,7 +261,7 @@ class SMS(StyleModule):
     def named_optimizers(self) -> dict[str, tuple[Optimizer, LambdaLR | None]]:
         h = self.hparams
         latents: Optimizer = (
-            AdamW([self.z_tgt], lr=h.lr, weight_decay=h.weight_decay)
+            AdamW([self.z_tgt], lr=h.lr, eps=h.eps, weight_decay=h.weight_decay)
             if h.optimizer == "adamw"
             else SGD([self.z_tgt], lr=h.lr)
         )

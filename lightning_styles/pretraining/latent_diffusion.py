@@ -1,5 +1,6 @@
 """Train a small text-to-image latent diffusion model (arXiv 2112.10752, equation 3) in the Stable Diffusion layout."""
 
+import shutil
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ class LatentDiffusionPretraining(StyleModule):
             self.unet.load_state_dict(started.unet.state_dict())
             self.text_encoder.load_state_dict(started.text_encoder.state_dict())
         self.encoded: dict[int, Tensor] = {}
-        self.schedule = NoiseSchedule.from_config(SCHEDULER)
+        self.schedule = NoiseSchedule.from_config(SCHEDULER).to(self.run_device)
 
     def build_text_encoder(self) -> tuple[torch.nn.Module, Any]:
         """A fresh CLIP text model and the tokenizer of this run, learned from the data's captions if need be."""
@@ -185,5 +186,12 @@ class LatentDiffusionPretraining(StyleModule):
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def export(self, path: Path, layout: str) -> None:
-        """Save the whole base in half precision as StableDiffusionPipeline.from_pretrained reads it."""
-        deepcopy(self.bundle().pipeline()).to(torch.float16).save_pretrained(path)
+        """Save the whole base as StableDiffusionPipeline.from_pretrained reads it, UNet and VAE in half precision.
+
+        The small text encoder stays in single precision: transformers loads a model in the precision of its file,
+        diffusers in single precision, and a plain pipeline must get parts that fit together.
+        """
+        halves = {part: deepcopy(getattr(self, part)).half() for part in ("unet", "vae")}
+        self.bundle().pipeline(**halves).save_pretrained(path)
+        for file in ("vocab.json", "merges.txt"):  # the classic layout, beside what transformers writes now
+            shutil.copy(Path(self.hparams.tokenizer) / file, path / "tokenizer")

@@ -1,0 +1,52 @@
+"""The embedded models as they ship: complete, small, and read by the libraries of the real ones."""
+
+import hashlib
+import re
+
+import torch
+
+from lightning_styles.pretrained import TINY, locate
+from lightning_styles.pretrained.networks import load_identity, load_perceptual
+
+
+def test_the_card_lists_every_weight_file_with_its_hash() -> None:
+    card = dict(re.findall(r"\| `([^`]+\.safetensors)` \| ([0-9a-f]{64}) \|", (TINY / "README.md").read_text()))
+    files = {path.relative_to(TINY).as_posix(): path for path in TINY.rglob("*.safetensors")}
+    assert card == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    assert sum(path.stat().st_size for path in TINY.rglob("*") if path.is_file()) < 40e6
+
+
+def test_a_plain_pipeline_loads_base_and_lora_and_the_lora_changes_the_picture() -> None:
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    folder = locate("tiny/stable-diffusion", "stable-diffusion")
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def draw() -> torch.Tensor:
+        options = {"num_inference_steps": 10, "height": 64, "width": 64, "output_type": "pt"}
+        prompt = "sketch style, a woman with long red hair"
+        return pipeline(prompt, guidance_scale=4.0, generator=torch.Generator().manual_seed(0), **options).images
+
+    plain = draw()
+    pipeline.load_lora_weights(str(locate("tiny/lora-sketch", "lora")))
+    sketch = draw()
+    assert (sketch - plain).abs().mean() > 0.01
+    spread = [image.std(dim=1).mean().item() for image in (plain, sketch)]  # over the colour channels
+    assert spread[1] < spread[0], "a sketch has less colour than what the base draws"
+
+
+def test_identity_and_perceptual_network_know_the_world() -> None:
+    from datamodules import scenes
+
+    people = range(12)
+    one, two = (scenes.render(scenes.sample_scenes(1, people, view=v), "photo", 64) for v in (0, 1))
+    identity, perceptual = load_identity("tiny/identity"), load_perceptual("tiny/perceptual")
+    cosine = identity(one) @ identity(two).T
+    others = cosine[~torch.eye(12, dtype=torch.bool)]
+    assert cosine.diagonal().mean() > others.mean() + 0.15
+    assert (cosine.argmax(1) == torch.arange(12)).float().mean() > 1 / 3  # chance is 1 / 12
+    cartoon = scenes.render(scenes.sample_scenes(1, people, view=0), "cartoon", 64)
+    assert perceptual(one, one).max() == 0
+    assert perceptual(one, one.roll(1, 0)).mean() > perceptual(one, cartoon).mean() > 0.1
