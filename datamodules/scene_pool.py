@@ -26,7 +26,8 @@ class ScenePool(L.LightningDataModule):
     Picture i of the set and batch k of a run are pure functions of the seed. The set is drawn once and kept in
     `cache`. A batch holds `image` (B, 3, size, size) in [-1, 1], `caption` (list of str), `identity` (B,) int64,
     `attributes` (style and KIND_NAME -> (B,) int64, -1 where a scene has none) and `segmentation` (B, size, size),
-    numbered through the parts of all kinds, and `row` (B,) int64, the picture's place in the pool.
+    numbered through the parts of all kinds, `importance` (B, 1, size, size), 1 or the focus of a pixel's part, and
+    `row` (B,) int64, the picture's place in the pool.
 
     Args:
         kinds: kind of scene -> number of scenes.
@@ -35,6 +36,7 @@ class ScenePool(L.LightningDataModule):
         batch_size: pictures per device and iteration.
         views: moments (pose, light, expression) in which every scene is drawn.
         texture_share: part of every batch that is replaced by random textures.
+        focus: importance of the pixels of a part, `kind/part` -> factor: {portrait/eyes: 5}. Eyes are few pixels.
         seed: seed of the scenes and of the order; 1 is kept for measurements.
         cache: folder of the drawn sets.
     """
@@ -48,6 +50,7 @@ class ScenePool(L.LightningDataModule):
         batch_size: int,
         views: int = 1,
         texture_share: float = 0.0,
+        focus: dict[str, float] | None = None,
         seed: int = 0,
         cache: str = "runs/scenes",
     ) -> None:
@@ -60,6 +63,7 @@ class ScenePool(L.LightningDataModule):
         self.size, self.seed, self.views = size, seed, views
         self.batch_size = batch_size
         self.texture_share = texture_share
+        self.focus = {_part(name): factor for name, factor in (focus or {}).items()}
         self.cache = Path(cache)
 
     def setup(self, stage: str) -> None:
@@ -89,8 +93,11 @@ class ScenePool(L.LightningDataModule):
         """The batch of samples `indices`: rows of the pool in shuffled passes, some replaced by textures."""
         rows = torch.tensor([shuffled(self.seed, i, len(self.pool["image"])) for i in indices])
         image = self.pool["image"][rows].float() / 127.5 - 1
+        segmentation = self.pool["segmentation"][rows].long()
+        importance = self._importance(segmentation)
         if count := round(self.texture_share * len(rows)):
             image[:count] = random_textures(count, self.size, noise.generator(self.seed, indices[0], "textures"))
+            importance[:count] = 1.0
         return {
             "image": image,
             "caption": [self.pool["caption"][row] for row in rows],
@@ -99,10 +106,18 @@ class ScenePool(L.LightningDataModule):
                 "style": self.pool["style"][rows],
                 **{name: labels[rows].long() for name, labels in self.pool["attributes"].items()},
             },
-            "segmentation": self.pool["segmentation"][rows].long(),
+            "segmentation": segmentation,
+            "importance": importance,
             "row": rows,
             "index": torch.tensor(indices),
         }
+
+    def _importance(self, segmentation: Tensor) -> Tensor:
+        """Weight of each pixel of `segmentation` (B, H, W), as (B, 1, H, W)."""
+        importance = torch.ones_like(segmentation, dtype=torch.float32)
+        for part, factor in self.focus.items():
+            importance[segmentation == part] = factor
+        return importance[:, None]
 
     # ---- drawing
 
@@ -153,6 +168,17 @@ def _label(part: dict[str, Any], name: str) -> Tensor:
     """Labels of one attribute, `LABEL_IGNORED` where this part's kind of scene does not have it."""
     ignored = torch.full((len(part["style"]),), LABEL_IGNORED, dtype=torch.int16)
     return part["attributes"].get(name, ignored)
+
+
+def _part(name: str) -> int:
+    """Number of the part `kind/part` among the parts of all kinds."""
+    from datamodules.scenes import LABELS
+
+    kind, _, part = name.partition("/")
+    if part not in LABELS.get(kind, ()):
+        known = ", ".join(f"{kind}/{part}" for kind, parts in LABELS.items() for part in parts)
+        raise UserError(f"the scenes have no part {name!r} to focus on; the parts are {known}.")
+    return _first_part(kind) + LABELS[kind].index(part)
 
 
 def _first_part(kind: str) -> int:

@@ -100,15 +100,16 @@ class AutoencoderPretraining(StyleModule):
         x = batch["image"]
         posterior = self.vae.encode(x).latent_dist
         z = posterior.mean + posterior.std * self.randn_like(posterior.mean, "posterior")
-        losses = self.losses(x, self.vae.decode(z).sample)
+        losses = self.losses(x, self.vae.decode(z).sample, batch["importance"])
         losses["kl"] = posterior.kl().mean() / z[0].numel()
         self.optimize("vae", self.total_loss(losses, self.hparams.weights))
         self.latent_variance.lerp_(posterior.mean.detach().float().var(), 0.01)
         self.last = x.detach()[:8]
 
-    def losses(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Reconstruction terms of `y` against `x`, both (B, 3, H, W) in [-1, 1]."""
-        losses = {"l1": F.l1_loss(y, x), "edges": F.l1_loss(differences(y), differences(x))}
+    def losses(self, x: Tensor, y: Tensor, importance: Tensor) -> dict[str, Tensor]:
+        """Reconstruction terms of `y` against `x`, both (B, 3, H, W) in [-1, 1]; `importance` (B, 1, H, W) is l1's."""
+        l1 = (importance * (y - x).abs()).mean()
+        losses = {"l1": l1, "edges": F.l1_loss(differences(y), differences(x))}
         if self.perceptual is not None:
             losses["perceptual"] = self.perceptual(y, x).mean()
         return losses

@@ -49,6 +49,21 @@ def test_textures_replace_a_share_of_the_batch(tmp_path: Path) -> None:
     assert not torch.equal(plain["image"][:3], textured["image"][:3])
 
 
+def test_focus_weighs_the_pixels_of_a_part_and_no_texture(tmp_path: Path) -> None:
+    pool = make(tmp_path, texture_share=0.5, focus={"portrait/eyes": 5.0, "animal/background": 2.0})
+    batch = pool.collate(list(range(6)))
+    eyes = scenes.LABELS["portrait"].index("eyes")
+    background = len(scenes.LABELS["portrait"]) + scenes.LABELS["animal"].index("background")
+    segmentation, importance = batch["segmentation"][3:], batch["importance"][3:, 0]
+    assert (importance[segmentation == eyes] == 5).all()
+    assert (importance[segmentation == background] == 2).all()
+    assert (importance[(segmentation != eyes) & (segmentation != background)] == 1).all()
+    assert (batch["importance"][:3] == 1).all()
+    assert importance.max() > 1
+    with pytest.raises(UserError, match="no part 'portrait/teeth'"):
+        make(tmp_path, focus={"portrait/teeth": 5.0})
+
+
 def test_random_textures_have_the_range_and_follow_their_generator() -> None:
     first, again = (random_textures(8, 32, noise.generator(0, "t")) for _ in range(2))
     assert torch.equal(first, again)
