@@ -1,6 +1,5 @@
 """Training commands: layered configs, short errors, run folders, resuming."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -373,9 +372,8 @@ def test_differences_name_each_leaf() -> None:
 
 @pytest.mark.slow
 def test_two_processes_write_one_run_and_one_set_of_lines() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "lightning_styles", *toy("--trainer.devices", "2")]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
     assert "fit: ToyStyle on 2 x cpu, global batch 4 = devices 2 x batch 2 x accumulate 1" in lines[0]

@@ -118,8 +118,7 @@ def test_a_row_that_is_no_config_is_named_before_the_others_run(capsys: pytest.C
 
 
 @pytest.mark.slow
-def test_rows_in_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+def test_rows_in_two_processes() -> None:
     assert main(["compare", "table.yaml", "--rows", "a,b", "--processes", "2"]) == 0
     table = json.loads(Path("runs/table/table.json").read_text())["rows"]
     assert [row["metrics"]["score"] for row in table] == [0.5, 0.25]

@@ -308,7 +308,7 @@ def test_fit_refuses_pictures_of_two_sizes(micro: Micro, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_two_processes_draw_their_own_noise_and_end_with_equal_parameters(micro: Micro, tmp_path: Path) -> None:
-    env = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, __file__, str(micro.folder), str(tmp_path)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
