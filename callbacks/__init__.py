@@ -6,6 +6,7 @@ from callbacks.export import Export
 from callbacks.image_writer import ImageWriter
 from callbacks.previews import Previews
 from callbacks.run_record import RunRecord
+from callbacks.skip_nonfinite import SkipNonFinite
 from callbacks.throughput import Throughput
 
-__all__ = ["EMA", "Checkpoints", "Export", "ImageWriter", "Previews", "RunRecord", "Throughput"]
+__all__ = ["EMA", "Checkpoints", "Export", "ImageWriter", "Previews", "RunRecord", "SkipNonFinite", "Throughput"]

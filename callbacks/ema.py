@@ -30,27 +30,31 @@ class EMA(L.Callback):
         self.decay = decay
         self.only = tuple(only or [""])
         self.shadow: dict[str, Tensor] = {}
+        self._trained: list[str] = []
         self._updated_at = -1
         self._saved: dict[str, Tensor] | None = None
 
     # ---- the average
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the average, or goes on with the one of the checkpoint."""
+        """Finds what to average, and whether the checkpoint's average fits it."""
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         held = {id(p) for group in groups for p in group["params"]}
         named = [(name, p) for name, p in pl_module.named_parameters() if id(p) in held]
         trained = {name: p for name, p in named if name.startswith(self.only)}
         if not trained:
             raise UserError(f"EMA finds no trained parameter that starts with one of {list(self.only)}.")
-        if not self.shadow:
-            self.shadow = {name: p.detach().clone().float() for name, p in trained.items()}
-        if self.shadow.keys() != trained.keys():
+        self._trained = list(trained)
+        if self.shadow and self.shadow.keys() != trained.keys():
             odd = sorted(self.shadow.keys() ^ trained.keys())
             raise UserError(f"the checkpoint's EMA does not fit what is trained; they differ in {odd[:3]}.")
         self._move(pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the average of a new run: methods may fill their parameters as late as in their on_fit_start."""
+        if not self.shadow:
+            own = dict(pl_module.named_parameters())
+            self.shadow = {name: own[name].detach().clone().float() for name in self._trained}
         self._updated_at = trainer.global_step
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ One *iteration* is what the paper calls one, whatever the number of optimizers: 
 `trainer.global_step` equals the iterations done. Randomness is counter-based, checkpoints hold what is trained.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -18,8 +19,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles import noise
 from lightning_styles.errors import UserError
+from lightning_styles.nonfinite import NonFinite, bad_tensors, way_out
+from lightning_styles.precision import keep_trained_in_float32
 
 CHECKPOINT_KEY = "lightning_styles"
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -44,6 +48,7 @@ class StyleModule(L.LightningModule):
         iteration: the current iteration, 0-based; constant during a training step.
         base_models: name of each frozen base -> sha256, stored in checkpoints instead of the weights.
         finished: names of pictures that `predict` may skip because their result is already written.
+        stops_at_nonfinite: whether a NaN or infinite loss ends the run; a callback may take that over.
     """
 
     evaluation: Any
@@ -68,6 +73,8 @@ class StyleModule(L.LightningModule):
         self.iteration = 0
         self.base_models: dict[str, str] = {}
         self.finished: set[str] = set()
+        self.stops_at_nonfinite = True
+        self._nonfinite = NonFinite()
         self._optimizer_index: dict[str, int] = {}
         self._alone: dict[str, tuple[Optimizer, LambdaLR | None]] | None = None
 
@@ -117,6 +124,9 @@ class StyleModule(L.LightningModule):
         if precision == "auto":
             precision = "bfloat16" if self.run_device.type == "cuda" else "float32"
         return getattr(torch, precision)
+
+    def setup(self, stage: str) -> None:
+        keep_trained_in_float32(self.trainer)
 
     # ---- optimization
 
@@ -179,7 +189,30 @@ class StyleModule(L.LightningModule):
     def log_losses(self, losses: dict[str, Tensor]) -> None:
         """Log scalars as train/<name>; nothing outside of `fit`."""
         if self._alone is None:
+            self._nonfinite.note(losses, self.iteration)
             self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()})
+
+    # ---- NaN and infinite values
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        every = self.trainer.log_every_n_steps
+        if every and self.trainer.global_step % every == 0:
+            self._stop_at_nonfinite()
+
+    def _stop_at_nonfinite(self) -> None:
+        """End the run if a loss was NaN or infinite; a collective call that waits for the device."""
+        found = self._nonfinite.first(self.trainer.strategy) if self.stops_at_nonfinite else None
+        if found:
+            iteration, names = found
+            what = f"{' and '.join(names)} became NaN or infinite in iteration {iteration}"
+            raise UserError(f"{what}; {way_out(self.trainer)}")
+
+    def _refuse_nonfinite(self, state: dict[str, Tensor]) -> None:
+        """Keep bad values out of checkpoints. Raising leaves the files as they are, so what is on disk is good."""
+        self._stop_at_nonfinite()
+        if bad := bad_tensors(state):
+            done = self.trainer.global_step
+            raise UserError(f"{bad[0]} holds NaN or infinite values after {done} iterations; {way_out(self.trainer)}")
 
     # ---- evaluation
 
@@ -236,12 +269,13 @@ class StyleModule(L.LightningModule):
         return state
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._refuse_nonfinite(checkpoint["state_dict"])
         checkpoint[CHECKPOINT_KEY] = {
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "init_args": {k: v for k, v in self.hparams.items() if not k.startswith("_")},
             "base_models": dict(self.base_models),
             "iterations": self.iterations,
-            "world_size": self.trainer.world_size,
+            **self._data_layout(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -256,6 +290,20 @@ class StyleModule(L.LightningModule):
                     "use the base of the checkpoint or start a new run."
                 )
         check_same_architecture(checkpoint["state_dict"], self.state_dict())
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            self._compare_data_layout(saved)
+
+    def _data_layout(self) -> dict[str, Any]:
+        """What decides, beside the seed, which sample comes when."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        return {"world_size": self.trainer.world_size, "batch_size": getattr(datamodule, "batch_size", None)}
+
+    def _compare_data_layout(self, saved: dict[str, Any]) -> None:
+        now = self._data_layout()
+        before = {key: saved.get(key, value) for key, value in now.items()}
+        if before != now and self.trainer.is_global_zero:
+            was, is_ = (f"{x['world_size']} processes x batch {x['batch_size']}" for x in (before, now))
+            log.warning("The order of the data changes: the checkpoint had %s, this run has %s.", was, is_)
 
 
 def check_same_architecture(saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
@@ -263,8 +311,10 @@ def check_same_architecture(saved: dict[str, Tensor], own: dict[str, Tensor]) ->
     differing = sorted(saved.keys() ^ own.keys())
     differing += sorted(k for k in saved.keys() & own.keys() if saved[k].shape != own[k].shape)
     if differing:
-        first = ", ".join(differing[:3])
+        first = differing[0]
+        was, is_ = (list(tensors[first].shape) if first in tensors else "missing" for tensors in (saved, own))
         raise UserError(
             f"The checkpoint has another architecture than this configuration: {len(differing)} tensors differ, "
-            f"first {first}; use the settings of the checkpoint or start a new run."
+            f"first {first}: {was} in the checkpoint, {is_} here; "
+            "use the settings of the checkpoint or start a new run."
         )

@@ -11,7 +11,7 @@ import yaml
 from lightning_styles.errors import UserError
 
 ROOT = "runs"
-RUN_FOLDER = re.compile(r"(?:version|validate|test|predict|prepare)_\d+")
+RUN_FOLDER = re.compile(r"(?:version|job|validate|test|predict|prepare)_\d+")
 
 
 def run_name(config: Path | None, class_path: str) -> str:
@@ -94,6 +94,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} is not a training checkpoint.")
     return checkpoint
+
+
+def describe_checkpoint(path: Path) -> str:
+    """`path` and the number of iterations that it holds."""
+    return f"{path} ({read_checkpoint(path).get('global_step', 0)} iterations)"
 
 
 def flatten(tree: Any, key: str = "") -> dict[str, Any]:

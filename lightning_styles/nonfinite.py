@@ -1,0 +1,58 @@
+"""NaN and infinite losses: noted on the device in passing, read where waiting for it costs nothing."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
+
+from lightning_styles.runs import describe_checkpoint
+
+NEVER = torch.iinfo(torch.int64).max
+
+
+class NonFinite:
+    """Remembers the first iteration at which each loss was NaN or infinite.
+
+    A note is a handful of tiny kernels that the host does not wait for; it waits in `first`, which a run calls as
+    often as it logs and before each checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.since: dict[str, Tensor] = {}
+
+    def note(self, losses: Mapping[str, Tensor], iteration: int) -> None:
+        """Look at the losses of an iteration; each may have any shape."""
+        for name, loss in losses.items():
+            now = torch.where(torch.isfinite(loss.detach()).all(), NEVER, iteration)
+            self.since[name] = torch.minimum(self.since.get(name, now), now)
+
+    def first(self, strategy: Strategy) -> tuple[int, list[str]] | None:
+        """The first iteration with a bad loss on any rank, and its bad losses; a collective call."""
+        if not self.since:
+            return None
+        since = torch.stack(list(self.since.values()))
+        iterations = strategy.reduce(since, reduce_op="min").tolist()  # type: ignore[union-attr]
+        first = min(iterations)
+        named = zip(self.since, iterations, strict=True)
+        return None if first == NEVER else (first, [name for name, iteration in named if iteration == first])
+
+
+def bad_tensors(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors with NaN or infinite values; one wait for the device, whatever their number."""
+    floating = {name: t for name, t in tensors.items() if t.is_floating_point()}
+    if not floating:
+        return []
+    whole = torch.stack([torch.isfinite(t).all() for t in floating.values()]).tolist()
+    return [name for name, fine in zip(floating, whole, strict=True) if not fine]
+
+
+def way_out(trainer: L.Trainer) -> str:
+    """Where the last good checkpoint is and what may help."""
+    keys = ("last_model_path", "best_model_path")
+    paths = [getattr(saver, key, "") for saver in trainer.checkpoint_callbacks for key in keys]
+    good = next((Path(path) for path in [*paths, trainer.ckpt_path] if path and Path(path).is_file()), None)
+    last = f"the last good checkpoint is {describe_checkpoint(good)}" if good else "no checkpoint was written"
+    return f"{last}. Lower the learning rate, use precision 32-true, or add callbacks.SkipNonFinite."

@@ -1,0 +1,46 @@
+"""`trainer.precision: bf16-true` for methods that train little on top of much that is frozen."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
+from torch import nn
+
+
+class FrozenHalfPrecision(MixedPrecision):
+    """Frozen weights in half precision; what is trained, its optimizer, noise and losses in float32.
+
+    Lightning's own plugin for `bf16-true` casts every parameter, so that small steps of a LoRA round away, and makes
+    half precision the default dtype, so that noise is drawn from other numbers. Here the frozen weights alone are
+    cast - which is where the memory is - and what is computed with them runs under autocast, as in `bf16-mixed`.
+    """
+
+    def __init__(self, precision: Literal["bf16-true", "16-true"], device: str) -> None:
+        super().__init__("bf16-mixed" if precision == "bf16-true" else "16-mixed", device)
+        self.precision = precision  # pyright: ignore[reportAttributeAccessIssue]
+        self.dtype = torch.bfloat16 if precision == "bf16-true" else torch.float16
+
+    def convert_module(self, module: nn.Module) -> nn.Module:
+        """Cast what `module.kept` does not claim."""
+        for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+            if tensor.is_floating_point() and not module.kept(name):  # type: ignore[operator]
+                tensor.data = tensor.data.to(self.dtype)
+        return module
+
+    @contextmanager
+    def forward_context(self) -> Iterator[None]:  # type: ignore[override]
+        """Autocast to the precision of the frozen weights."""
+        with torch.autocast(self.device, dtype=self.dtype, cache_enabled=False):
+            yield
+
+
+def keep_trained_in_float32(trainer: L.Trainer) -> None:
+    """Put `FrozenHalfPrecision` in the place of Lightning's plugin, before networks are built."""
+    plugin = trainer.strategy.precision_plugin
+    if isinstance(plugin, HalfPrecision):
+        device = trainer.strategy.root_device.type
+        trainer.strategy.precision_plugin = FrozenHalfPrecision(plugin.precision, device)
