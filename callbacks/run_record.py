@@ -60,7 +60,7 @@ class RunRecord(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         kind = type(exception).__name__
-        state = "interrupted" if isinstance(exception, KeyboardInterrupt) else f"failed: {kind}"
+        state = "interrupted" if isinstance(exception, (KeyboardInterrupt, SystemExit)) else f"failed: {kind}"
         self._end(trainer, pl_module, state)
 
     def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:

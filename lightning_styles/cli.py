@@ -1,20 +1,26 @@
 """Training commands: Lightning's command line with this project's rules for configs, runs and resuming."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lightning_styles import runs
+from callbacks.checkpoints import Checkpoints
+from callbacks.interruption import Interrupted, Interruption, without_lightnings_handlers
+from lightning_styles import runs, slurm
+from lightning_styles.checkpoint_io import WholeFiles
 from lightning_styles.console import readable, say
 from lightning_styles.devices import check_devices
 from lightning_styles.errors import UserError
+from lightning_styles.imaging import replacing
 from lightning_styles.parser import ConfigFile, StylesParser
 from lightning_styles.progress import IterationBar
 from lightning_styles.required_files import missing_files
@@ -33,19 +39,28 @@ class StylesTrainer(Trainer):
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Write the resolved config into the run folder; a resumed run keeps the earlier file beside it."""
+    """Write the resolved config into the run folder; a resumed run keeps an earlier one that differs beside it."""
 
     def __init__(self, parser: StylesParser, config: Any, **kwargs: Any) -> None:
-        super().__init__(parser, config, **{**kwargs, "overwrite": True})
+        config = config.clone()
+        config["run"] = None  # where this launch writes is no setting of the experiment
+        super().__init__(parser, config, **{**kwargs, "save_to_log_dir": False})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        folder = trainer.log_dir  # a collective call, so on every rank
-        if folder and trainer.is_global_zero and not self.already_saved:
-            current = Path(folder) / self.config_filename
-            if current.is_file():
-                count = len(list(current.parent.glob("config_before_resume_*.yaml")))
-                current.rename(current.with_name(f"config_before_resume_{count}.yaml"))
+        self.folder = trainer.log_dir  # a collective call, so on every rank
         super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write config.yaml in one go: a run that is killed meanwhile has the old one or the new one."""
+        if not self.folder:
+            return
+        path = Path(self.folder) / self.config_filename
+        text = self.parser.dump(self.config, skip_none=False)
+        before = path.read_text(encoding="utf-8") if path.is_file() else text
+        if before != text:
+            count = len(list(path.parent.glob("config_before_resume_*.yaml")))
+            write_whole(path.with_name(f"config_before_resume_{count}.yaml"), before)
+        write_whole(path, text)
 
 
 class StylesCLI(LightningCLI):
@@ -57,6 +72,7 @@ class StylesCLI(LightningCLI):
 
     def __init__(self, arguments: list[str]) -> None:
         mode = {"parser_mode": "omegaconf+"}
+        self.arguments = arguments
         self.config_file = first_config(arguments)
         self.checkpoint: Path | None = None
         self.done = 0  # iterations in the checkpoint
@@ -89,6 +105,8 @@ class StylesCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: StylesParser) -> None:  # type: ignore[override]
         help_text = "free variables that other keys refer to as ${vars.name}; --vars.name value sets one"
         parser.add_argument("--vars", type=dict[str, Any], default={}, help=help_text)
+        help_text = "run folder, version_N or job_N: fit starts there, or goes on when it holds a checkpoint"
+        parser.add_argument("--run", type=str | None, default=None, help=help_text)
 
     # ---- between parsing and building
 
@@ -108,6 +126,17 @@ class StylesCLI(LightningCLI):
         """The folder of all runs of this experiment."""
         name = runs.run_name(self.config_file, self.settings["model"]["class_path"])
         return Path(self.settings["trainer"]["default_root_dir"] or runs.ROOT) / name
+
+    def parse_arguments(self, parser: StylesParser, args: Any) -> None:  # type: ignore[override]
+        super().parse_arguments(parser, args)
+        name = self.settings.get("run")
+        if name is None or "ckpt_path" not in self.settings:
+            return
+        if not runs.RUN_FOLDER.fullmatch(name):
+            raise UserError(f"--run is '{name}'; expected version_N or job_N with a number N.")
+        folder = self.experiment / name
+        if self.config["subcommand"] != "fit" or runs.newest_checkpoint(folder):
+            self.settings["ckpt_path"] = str(folder)  # also when the run itself began from another checkpoint
 
     def _parse_ckpt_path(self) -> None:
         """Find the checkpoint and say what differs; Lightning would let it overrule files and flags."""
@@ -148,17 +177,17 @@ class StylesCLI(LightningCLI):
             saving=config["enable_checkpointing"] is not False,
             bar=config["enable_progress_bar"] is not False,
         )
-        if SLURMEnvironment.detect():  # Lightning's own requeue saves in the middle of an iteration
-            plugins = config["plugins"] or []
-            plugins = plugins if isinstance(plugins, list) else [plugins]
-            if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
-                kwargs["plugins"] = [*plugins, SLURMEnvironment(auto_requeue=False)]
+        kwargs["plugins"] = with_plugins(config["plugins"] or [])
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError) as error:  # settings that parse but that the trainer does not know
             raise UserError(f"The trainer refuses its settings: {error}") from error
+        without_lightnings_handlers(trainer)
+        return trainer
 
     def _folder_name(self) -> int | str:
+        if self.settings.get("run") and self.subcommand == "fit":
+            return runs.version_of(self.settings["run"])
         if self.checkpoint and self.subcommand == "fit":
             resumed = runs.run_folder_of(self.checkpoint)
             if resumed and resumed.parent == self.experiment.absolute():
@@ -177,6 +206,11 @@ class StylesCLI(LightningCLI):
             say(*self.opening_lines())
         try:
             super()._run_subcommand(subcommand)
+        except Interrupted as stop:
+            say(*self.interrupted_lines(stop))
+            if self.settings.get("run") and stop.checkpoint and self.trainer.is_global_zero:
+                say(*slurm.requeue(stop.signal))  # without a run folder it would begin anew, again and again
+            raise
         except SystemExit:
             if self.trainer.interrupted:  # Lightning turns Ctrl-C into exit code 1
                 raise KeyboardInterrupt from None
@@ -205,6 +239,15 @@ class StylesCLI(LightningCLI):
         if self.subcommand == "fit" and trainer.log_dir:
             lines.append(f"Run folder: {trainer.log_dir}  (watch: tensorboard --logdir {self.experiment})")
         return [*lines, *getattr(model, "summary_lines", list)()]
+
+    def interrupted_lines(self, stop: Interrupted) -> list[str]:
+        """Where an interrupted run is saved and how it goes on."""
+        first = f"Interrupted by {stop.signal.name} after iteration {stop.iterations} of {self.trainer.max_steps}"
+        if stop.checkpoint is None:
+            return [f"{first}; nothing is saved, because no callback saves checkpoints."]
+        saved = relative(str(stop.checkpoint))
+        words = self.arguments if self.settings.get("run") else resuming(self.arguments, saved)
+        return [f"{first}; saved {saved}", f"Go on: {shlex.join(['python', '-m', 'lightning_styles', *words])}"]
 
     def closing_lines(self) -> list[str]:
         """Where the results are and what to run next."""
@@ -244,10 +287,26 @@ def with_defaults(callbacks: list[Any], saving: bool, bar: bool) -> list[Any]:
     """The callbacks of a config plus a checkpoint and a progress bar, unless it has its own or wants none."""
     extra: list[Any] = []
     if saving and not any(isinstance(callback, Checkpoint) for callback in callbacks):
-        extra.append(ModelCheckpoint(filename="last", enable_version_counter=False))
+        extra.append(Checkpoints())
     if bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
         extra.append(IterationBar())
+    if saving:
+        extra.append(Interruption())
     return [*callbacks, *extra]
+
+
+def with_plugins(plugins: Any) -> list[Any]:
+    """The plugins of a config plus whole checkpoints, and SLURM without Lightning's own requeue.
+
+    That one saves in the middle of an iteration, from where a run cannot go on exactly.
+    """
+    plugins = plugins if isinstance(plugins, list) else [plugins]
+    extra: list[Any] = []
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        extra.append(WholeFiles())
+    if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+        extra.append(SLURMEnvironment(auto_requeue=False))
+    return [*plugins, *extra]
 
 
 def first_config(arguments: list[str]) -> Path | None:
@@ -258,6 +317,21 @@ def first_config(arguments: list[str]) -> Path | None:
         if word.startswith("--config="):
             return Path(word.removeprefix("--config="))
     return None
+
+
+def resuming(arguments: list[str], checkpoint: str) -> list[str]:
+    """`arguments` with `checkpoint` as the one to go on from."""
+    kept: list[str] = []
+    for word, before in zip(arguments, ["", *arguments], strict=False):
+        if before != "--ckpt_path" and not word.startswith("--ckpt_path"):
+            kept.append(word)
+    return [*kept, "--ckpt_path", checkpoint]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that is never seen half-written."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def relative(path: str) -> str:
