@@ -137,13 +137,16 @@ class StyleModule(L.LightningModule):
         schedulers = [{"scheduler": s, "name": f"lr/{name}"} for name, s in self._schedulers.items()]
         return [optimizer for optimizer, _ in named.values()], schedulers
 
-    def optimize(self, name: str, loss: Tensor, gradient: Tensor | None = None) -> None:
+    def optimize(
+        self, name: str, loss: Tensor, gradient: Tensor | None = None, *, ends_iteration: bool = True
+    ) -> None:
         """One step of the optimizer `name`: zero_grad, backward, clip, step, scheduler.
 
         Args:
             name: a key of `named_optimizers`.
             loss: scalar loss; or the trained tensor itself when its gradient is known in closed form.
             gradient: closed-form gradient with the shape of `loss`; None for a scalar loss.
+            ends_iteration: False for all but the last step that the clock's optimizer takes in an iteration.
         """
         if self._alone is not None:
             optimizer, scheduler = self._alone[name]
@@ -155,11 +158,12 @@ class StyleModule(L.LightningModule):
             optimizer.step()
         else:
             scheduler = self._schedulers.get(name)
-            self._optimize_in_fit(self._optimizer_index[name], loss, gradient)
+            index = self._optimizer_index[name]
+            self._optimize_in_fit(index, loss, gradient, counts=index == 0 and ends_iteration)
         if scheduler is not None:
             scheduler.step()
 
-    def _optimize_in_fit(self, index: int, loss: Tensor, gradient: Tensor | None) -> None:
+    def _optimize_in_fit(self, index: int, loss: Tensor, gradient: Tensor | None, counts: bool) -> None:
         optimizers = self.optimizers(use_pl_optimizer=True)
         optimizer: Any = optimizers[index] if isinstance(optimizers, list) else optimizers
         optimizer.zero_grad()
@@ -167,7 +171,7 @@ class StyleModule(L.LightningModule):
         self.manual_backward(loss.view_as(loss) if loss.is_leaf else loss, gradient=gradient)
         if self.clip_norm is not None:
             self.clip_gradients(optimizer, gradient_clip_val=self.clip_norm, gradient_clip_algorithm="norm")
-        with nullcontext() if index == 0 else uncounted(optimizer):
+        with nullcontext() if counts else uncounted(optimizer):
             optimizer.step()
 
     @contextmanager
@@ -249,6 +253,8 @@ class StyleModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.iteration = self.trainer.global_step
+        # For what draws by itself, such as dropout: it resumes exactly too, and differs on each rank.
+        noise.seed_global(self.seed, self.iteration, self.global_rank, "global")
 
     def generator(self, purpose: str) -> torch.Generator:
         """The CPU generator of this (seed, iteration, rank, purpose)."""

@@ -99,9 +99,14 @@ def _from_single_file(path: Path) -> dict[str, Any]:
 
 
 def encode_prompts(text_encoder: nn.Module, tokenizer: Any, prompts: list[str]) -> Tensor:
-    """Last hidden states (B, L, D) of `prompts`, padded or cut to the tokenizer's length L."""
+    """Last hidden states (B, L, D) of `prompts`, padded or cut to the tokenizer's length L.
+
+    In the encoder's own precision, whether asked inside or outside of autocast, and one prompt after the other: the
+    last bits depend on neither, so a resumed run may ask in another order.
+    """
     device = next(text_encoder.parameters()).device
     tokens = tokenizer(
         prompts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
     )
-    return text_encoder(tokens.input_ids.to(device))[0]
+    with torch.autocast(device.type, enabled=False):
+        return torch.cat([text_encoder(ids)[0] for ids in tokens.input_ids.to(device).split(1)])

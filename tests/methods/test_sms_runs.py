@@ -1,39 +1,24 @@
-"""SMS through the trainer: exact resume, predict, sizes, every option, refusals, two processes."""
+"""SMS through the trainer: predict, sizes, every option, refusals; tests/trust has resume and several processes."""
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from callbacks import ImageWriter, Previews
+from callbacks import ImageWriter
 from datamodules import Pictures
 from lightning_styles.errors import UserError
 from lightning_styles.imaging import read_image
 from lightning_styles.methods.sms import SMS
 from lightning_styles.models.adapters import adapter_parameters
-from tests.micro import Micro, optimizer_tensors, quiet_trainer, write_picture
+from tests.micro import Micro, quiet_trainer, write_picture
+from tests.trust.methods import make_sms
 
 pytest_plugins = ["tests.micro"]
-ROOT = Path(__file__).resolve().parents[2]
 SCENE = "scene:portrait/3?seed=1"
-
-
-def make_sms(micro: Micro, **changes: Any) -> SMS:
-    """SMS without warm-up, so that a few iterations move something."""
-    settings: dict[str, Any] = {
-        "base": micro.base, "style_lora": micro.lora, "style": "cartoon style", "iterations": 2, "warmup": 1,
-        "rank": 2, "weights": {"style": 1.0, "identity": 5e-4},
-    }  # fmt: skip
-    return SMS(**(settings | changes))
 
 
 def pictures(images: str | list[str] = SCENE, resolution: int | None = 32, **settings: Any) -> Pictures:
@@ -57,47 +42,6 @@ def predict(folder: Path, method: SMS, data: Pictures, callbacks: list[L.Callbac
 def trained(method: SMS) -> dict[str, Tensor]:
     """What a checkpoint holds of a method."""
     return {key: value.clone() for key, value in method.state_dict().items()}
-
-
-# ---- exact resume, for every method
-
-
-@dataclass(frozen=True)
-class Case:
-    """A method, and data to train it on, for the test of exact resume."""
-
-    method: Callable[[Micro], L.LightningModule]
-    data: Callable[[], L.LightningDataModule]
-
-
-RESUMED = {
-    "sms": Case(lambda micro: make_sms(micro, iterations=5), pictures),
-    "sms, two pictures": Case(lambda micro: make_sms(micro, iterations=5), lambda: pictures("scene:portrait/3-4")),
-    "pds": Case(lambda micro: make_sms(micro, iterations=5, objective="pds", sampling="full"), pictures),
-}
-
-
-@pytest.mark.parametrize("case", RESUMED.values(), ids=RESUMED)
-def test_a_resumed_run_ends_bit_equal_to_a_straight_one(micro: Micro, tmp_path: Path, case: Case) -> None:
-    def run(folder: str, steps: int, ckpt_path: Path | None = None, shown: int = 2) -> tuple[Any, L.Trainer]:
-        saving = ModelCheckpoint(tmp_path / folder, "{step}", every_n_train_steps=2, save_top_k=-1)
-        extras = {"callbacks": [Previews(shown, animation="none"), saving], "enable_checkpointing": True}
-        trainer, method = quiet_trainer(tmp_path / folder, steps, **extras), case.method(micro)
-        trainer.fit(method, datamodule=case.data(), ckpt_path=ckpt_path, weights_only=True)
-        return method, trainer
-
-    straight, whole = run("straight", 5, shown=1)
-    run("first", 2)
-    resumed, rest = run("rest", 5, next((tmp_path / "first").glob("*.ckpt")))
-    assert rest.global_step == whole.global_step == 5
-    ours, theirs = trained(resumed), trained(straight)
-    assert ours.keys() == theirs.keys()
-    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
-    states = optimizer_tensors(rest), optimizer_tensors(whole)
-    assert len(states[0]) >= 3
-    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
-    rates = [[group["lr"] for o in t.optimizers for group in o.param_groups] for t in (rest, whole)]
-    assert rates[0] == rates[1]
 
 
 # ---- predict
@@ -301,46 +245,3 @@ def test_fit_refuses_pictures_of_two_sizes(micro: Micro, tmp_path: Path) -> None
     files = [write_picture(tmp_path / f"{h}.png", h, 40) for h in (40, 48)]
     with pytest.raises(UserError, match=r"these have 2: \[\(40, 40\), \(48, 40\)\]"):
         fit(tmp_path, make_sms(micro), pictures(files, None))
-
-
-# ---- two processes
-
-
-@pytest.mark.slow
-def test_two_processes_draw_their_own_noise_and_end_with_equal_parameters(micro: Micro, tmp_path: Path) -> None:
-    env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, __file__, str(micro.folder), str(tmp_path)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
-    assert ranks[0]["trained"].keys() == ranks[1]["trained"].keys()
-    for key, value in ranks[0]["trained"].items():
-        assert torch.equal(value, ranks[1]["trained"][key]), key
-    assert (ranks[0]["trained"]["z_tgt"] - ranks[0]["trained"]["z_src"]).abs().max() > 1e-2
-    assert len(ranks[0]["noise"]) == len(ranks[1]["noise"]) == 6
-    assert not any(torch.equal(a, b) for a, b in zip(ranks[0]["noise"], ranks[1]["noise"], strict=True))
-    alone = make_sms(micro, iterations=3)
-    fit(tmp_path, alone)
-    assert torch.equal(alone.z_src, ranks[0]["trained"]["z_src"])
-    assert not torch.equal(alone.z_tgt, ranks[0]["trained"]["z_tgt"]), "gradients of both ranks count"
-
-
-class Recording(SMS):
-    """SMS that keeps the noise of every draw."""
-
-    def draw(self, purpose: str, bounds: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        index, eps = super().draw(purpose, bounds)
-        self.__dict__.setdefault("noise", []).append(eps)
-        return index, eps
-
-
-def run_on_two_processes(micro: Micro, out: Path) -> None:
-    method = Recording(**make_sms(micro, iterations=3).hparams)
-    settings = {"devices": 2, "strategy": "ddp_find_unused_parameters_true"}
-    run = quiet_trainer(out, 3, **settings)
-    run.fit(method, datamodule=pictures())
-    torch.save({"trained": trained(method), "noise": method.__dict__["noise"]}, out / f"rank{run.global_rank}.pt")
-
-
-if __name__ == "__main__":
-    run_on_two_processes(Micro(Path(sys.argv[1])), Path(sys.argv[2]))
