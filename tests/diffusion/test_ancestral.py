@@ -1,0 +1,72 @@
+"""Ancestral sampling with learned variances against the official sampler of the twin."""
+
+import math
+
+import pytest
+import torch
+
+from lightning_styles.diffusion.ancestral import ancestral_sample, ancestral_step, posterior, variance_range
+from lightning_styles.diffusion.respacing import Respaced, linear_betas, sectioned_timesteps
+from lightning_styles.losses.osasis import twin_scores
+from tests.golden.fill import load_case
+from tests.golden.osasis_world import excess, guided_unet, inputs
+
+
+def test_the_twin_of_the_style_image_agrees_with_the_reference() -> None:
+    case, expected = load_case("osasis/c_p2_domA")
+    given, network, config = inputs(case), guided_unet(case), case["config"]
+    process = Respaced.of(linear_betas(), sectioned_timesteps(int(config["timestep_respacing"])))
+    start = int(len(process) * config["t_start_ratio"])
+    assert list(process.timesteps) == case["expected"]["timestep_map"]
+    x = process.add_noise(given["img_style_B"].expand(config["n"], -1, -1, -1), given["q_noise"], start)
+    found, told = {"x_t0": x}, []
+    for i in reversed(range(start)):
+        told.append(process.timesteps[i])
+        with torch.no_grad():
+            output = network(x, process.t(i, x))
+        mean, log_variance, x_0 = posterior(process, i, x, output)
+        x = ancestral_step(process, i, x, output, given[f"p_noise_{i}"])
+        found |= {f"x_after_{i}": x, f"mean_{i}": mean, f"log_variance_{i}": log_variance, f"pred_xstart_{i}": x_0}
+    scores = twin_scores(x, given["img_style_B"], lambda candidates: torch.zeros(len(candidates)), l1=1.0)
+    found["l1_per_candidate"] = scores
+    assert told == case["expected"]["visited_original"]
+    assert scores.argmin().item() == case["expected"]["best_by_l1"]
+    for name, tensor in expected.items():
+        assert excess(found[name], tensor, case["tolerance"]) < 1, name
+    whole = ancestral_sample(
+        network, found["x_t0"], process, reversed(range(start)), lambda i: given[f"p_noise_{i}"]
+    )
+    assert torch.equal(whole, x)
+
+
+def test_variances_of_the_training_process() -> None:
+    process = Respaced.of(linear_betas(), range(1000))
+    betas = linear_betas()
+    a = torch.cumprod(1 - betas, 0)
+    low, high = variance_range(process, 500)
+    assert high == pytest.approx(math.log(betas[500]))
+    assert low == pytest.approx(math.log(betas[500] * (1 - a[499]) / (1 - a[500])))
+    assert variance_range(process, 0)[0] == variance_range(process, 1)[0]
+
+
+def test_v_chooses_between_the_variances_and_the_mean_is_exact_for_the_true_noise() -> None:
+    process = Respaced.of(linear_betas(), sectioned_timesteps(50))
+    x_0, eps = torch.rand(1, 3, 4, 4) - 0.5, torch.randn(1, 3, 4, 4)
+    x = process.add_noise(x_0, eps, 20)
+    low, high = variance_range(process, 20)
+    for v, expected in ((-1.0, low), (1.0, high)):
+        found = posterior(process, 20, x, torch.cat([eps, torch.full_like(eps, v)], 1))
+        torch.testing.assert_close(found.log_variance, torch.full_like(eps, expected))
+        torch.testing.assert_close(found.x_0, x_0)
+    # E[x_19 | x_20, x_0] has the signal of step 19 and, of this noise, what step 19 shares with it.
+    a, a_prev, beta = (float(table[20]) for table in (process.alpha_bar, process.alpha_bar_prev, process.betas))
+    shared = (1 - a_prev) * (1 - beta) ** 0.5 / (1 - a) ** 0.5
+    torch.testing.assert_close(found.mean, a_prev**0.5 * x_0 + shared * eps)
+
+
+def test_the_last_step_has_no_noise() -> None:
+    process = Respaced.of(linear_betas(), sectioned_timesteps(10))
+    x, output = torch.randn(1, 3, 4, 4), torch.randn(1, 6, 4, 4)
+    found = ancestral_step(process, 0, x, output, torch.randn(1, 3, 4, 4))
+    assert torch.equal(found, posterior(process, 0, x, output).mean)
+    torch.testing.assert_close(found, posterior(process, 0, x, output).x_0)
