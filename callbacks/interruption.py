@@ -52,8 +52,6 @@ class Interruption(Checkpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         without_lightnings_handlers(trainer)
-        if stage == "fit" and "SLURM_JOB_ID" in os.environ:
-            self._listen()  # a job that is preempted while models load must be requeued too
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen before the workers of the data loader start: they inherit the handlers and survive a Ctrl-C."""
@@ -71,7 +69,7 @@ class Interruption(Checkpoint):
         signal.signal(signum, signal.SIG_DFL)
         if os.getpid() != self._process:  # a worker of the data loader: the run tells it when to end
             return
-        self.received = signum
+        self.received = self.received or signum
         if rank_zero_only.rank == 0:
             name = signal.Signals(signum).name
             text = f"\n{name}: the run ends after this iteration, saved; {name} once more ends it at once.\n"

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks.checkpoints import Checkpoints
 from callbacks.interruption import Interrupted, Interruption, without_lightnings_handlers
-from lightning_styles import runs, slurm
+from lightning_styles import runs
 from lightning_styles.checkpoint_io import WholeFiles
 from lightning_styles.console import readable, say
 from lightning_styles.devices import check_devices
@@ -208,8 +208,6 @@ class StylesCLI(LightningCLI):
             super()._run_subcommand(subcommand)
         except Interrupted as stop:
             say(*self.interrupted_lines(stop))
-            if self.settings.get("run") and stop.checkpoint and self.trainer.is_global_zero:
-                say(*slurm.requeue(stop.signal))  # without a run folder it would begin anew, again and again
             raise
         except SystemExit:
             if self.trainer.interrupted:  # Lightning turns Ctrl-C into exit code 1
