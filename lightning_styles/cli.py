@@ -1,9 +1,11 @@
 """Training commands: Lightning's command line with this project's rules for configs, runs and resuming."""
 
 import shlex
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
@@ -76,19 +78,20 @@ class StylesCLI(LightningCLI):
         self.config_file = first_config(arguments)
         self.checkpoint: Path | None = None
         self.done = 0  # iterations in the checkpoint
-        super().__init__(
-            LightningModule,
-            save_config_callback=SaveRunConfig,
-            trainer_class=StylesTrainer,
-            trainer_defaults={"enable_model_summary": False},
-            seed_everything_default=0,
-            parser_class=StylesParser,
-            parser_kwargs={**mode, **{name: dict(mode) for name in self.subcommands()}},
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            args=arguments,
-        )
+        with ExitStack() as self.leaving:
+            super().__init__(
+                LightningModule,
+                save_config_callback=SaveRunConfig,
+                trainer_class=StylesTrainer,
+                trainer_defaults={"enable_model_summary": False},
+                seed_everything_default=0,
+                parser_class=StylesParser,
+                parser_kwargs={**mode, **{name: dict(mode) for name in self.subcommands()}},
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                args=arguments,
+            )
 
     # ---- the parser
 
@@ -168,10 +171,14 @@ class StylesCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
+        folder = self._folder_name()
         if config["logger"] is None or config["logger"] is True:
-            folder = self._folder_name()
             kwargs["logger"] = TensorBoardLogger(self.experiment.parent, self.experiment.name, folder)
-        kwargs["default_root_dir"] = config["default_root_dir"] or str(self.experiment)
+        # Each run its own: without a logger files go there, and on SLURM Lightning loads any hpc_ckpt_N.ckpt in it.
+        kwargs["default_root_dir"] = str(self.experiment / folder)
+        kwargs["strategy"] = strategy_for(
+            config["strategy"], config["accelerator"], config["devices"], config["num_nodes"]
+        )
         kwargs["callbacks"] = with_defaults(
             config["callbacks"] or [],
             saving=config["enable_checkpointing"] is not False,
@@ -185,14 +192,20 @@ class StylesCLI(LightningCLI):
         without_lightnings_handlers(trainer)
         return trainer
 
-    def _folder_name(self) -> int | str:
-        if self.settings.get("run") and self.subcommand == "fit":
-            return runs.version_of(self.settings["run"])
-        if self.checkpoint and self.subcommand == "fit":
+    def _folder_name(self) -> str:
+        """The folder of the run that goes on, or a new one that no launch beside this one gets too."""
+        command = str(self.subcommand)
+        if self.settings.get("run") and command == "fit":
+            return self.settings["run"]
+        if self.checkpoint and command == "fit":
             resumed = runs.run_folder_of(self.checkpoint)
             if resumed and resumed.parent == self.experiment.absolute():
-                return runs.version_of(resumed.name)
-        return runs.version_of(runs.next_folder(self.experiment, str(self.subcommand)))
+                return resumed.name
+        if rank_zero_only.rank != 0:  # the name is what rank 0 broadcasts
+            return runs.next_folder(self.experiment, command)
+        folder = runs.claim_folder(self.experiment, command)
+        self.leaving.callback(runs.drop_empty, self.experiment / folder)
+        return folder
 
     # ---- running
 
@@ -305,6 +318,21 @@ def with_plugins(plugins: Any) -> list[Any]:
     if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
         extra.append(SLURMEnvironment(auto_requeue=False))
     return [*plugins, *extra]
+
+
+def strategy_for(strategy: Any, accelerator: str, devices: Any, nodes: int) -> Any:
+    """DDP that looks for unused parameters, where "auto" would become plain DDP.
+
+    In plain DDP every backward must reach every trained parameter; that of one of several optimizers reaches its own.
+    """
+    asked = devices.strip(",").split(",") if isinstance(devices, str) and "," in devices else devices
+    if isinstance(asked, (list, tuple)):
+        count = len(asked)
+    elif str(asked) in ("auto", "-1"):
+        count = torch.cuda.device_count() if accelerator in ("auto", "gpu", "cuda") else 1
+    else:
+        count = int(asked) if str(asked).isdigit() else 1
+    return "ddp_find_unused_parameters_true" if strategy == "auto" and nodes * count > 1 else strategy
 
 
 def first_config(arguments: list[str]) -> Path | None:

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,22 @@ def next_folder(experiment: Path, command: str) -> str:
     return f"{prefix}_{max((int(match.group(1)) + 1 for match in taken if match), default=0)}"
 
 
-def version_of(folder: str) -> int | str:
-    """What Lightning's loggers call the folder: 3 for version_3, other names as they are."""
-    number = folder.removeprefix("version_")
-    return int(number) if number.isdigit() else folder
+def claim_folder(experiment: Path, command: str) -> str:
+    """Make the next folder and return its name; of several launches at once each gets its own."""
+    while True:
+        name = next_folder(experiment, command)
+        try:
+            (experiment / name).mkdir(parents=True)
+            return name
+        except FileExistsError:  # by a launch beside this one, just now
+            continue
+
+
+def drop_empty(folder: Path) -> None:
+    """Remove a claimed folder that nothing was written to, and what was only made to hold it."""
+    with suppress(OSError):  # not empty
+        for path in (folder, *list(folder.parents)[:2]):
+            path.rmdir()
 
 
 def run_folder_of(checkpoint: Path) -> Path | None:
@@ -44,8 +57,8 @@ def run_folder_of(checkpoint: Path) -> Path | None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint below `folder` that was written last."""
-    files = [file for file in folder.rglob("*.ckpt") if file.is_file()]
+    """The checkpoint below `folder` that was written last; none that Lightning's own requeue left on SLURM."""
+    files = [file for file in folder.rglob("*.ckpt") if file.is_file() and not file.name.startswith("hpc_ckpt_")]
     return max(files, key=lambda file: (file.stat().st_mtime, file.name == "last.ckpt"), default=None)
 
 
@@ -53,7 +66,7 @@ def find_checkpoint(given: str, experiment: Path | None = None) -> Path | None:
     """Resolve what `--ckpt_path` says.
 
     Args:
-        given: a file, a run folder (its newest checkpoint), or `last` (the newest one of `experiment`).
+        given: a file, a run folder (its newest checkpoint), or `last` (the newest one in the runs of `experiment`).
         experiment: folder of all runs of this experiment.
 
     Returns:
@@ -66,7 +79,8 @@ def find_checkpoint(given: str, experiment: Path | None = None) -> Path | None:
     if path.is_file():
         return path
     if given == "last" and experiment is not None:
-        return newest_checkpoint(experiment)
+        files = [newest_checkpoint(folder) for folder in experiment.glob("*_*") if RUN_FOLDER.fullmatch(folder.name)]
+        return max(filter(None, files), key=lambda file: file.stat().st_mtime, default=None)
     if path.is_dir():
         found = newest_checkpoint(path)
         if found is None:
