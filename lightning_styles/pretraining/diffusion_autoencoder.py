@@ -1,0 +1,177 @@
+"""Train a diffusion autoencoder and the prior over its codes (arXiv 2111.15640, sections 3 and 4)."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_styles.diffusion.ddim import decode, sample_codes
+from lightning_styles.diffusion.respacing import Respaced, constant_betas, even_timesteps, linear_betas
+from lightning_styles.diffusion.schedules import per_sample
+from lightning_styles.models.diffae import DiffAE, DiffAEConfig, LatentConfig
+from lightning_styles.models.latent_mlp import LatentMLP
+from lightning_styles.module import StyleModule
+from lightning_styles.pretrained.architecture import from_json
+from lightning_styles.pretrained.diffae import CodeStatistics, load_diffae, save_diffae
+from lightning_styles.pretraining.schedule import warmup_cosine
+
+T = 1000
+
+
+class DiffAEPretraining(StyleModule):
+    """UNet and semantic encoder together: predict the noise in x_t, given t and the code z of the clean picture.
+
+    Args:
+        iterations: optimizer steps.
+        architecture: fields of `DiffAEConfig`; the prior over z is trained afterwards, by `LatentPriorPretraining`.
+        lr: peak learning rate of AdamW.
+        warmup: iterations of linear warm-up.
+        seed: key of all randomness.
+    """
+
+    formats = {"safetensors": "diffae.safetensors"}
+
+    def __init__(
+        self,
+        *,
+        iterations: int,
+        architecture: dict[str, Any],
+        lr: float = 5e-4,
+        warmup: int = 200,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(iterations=iterations, seed=seed, clip_norm=1.0)
+        self.save_hyperparameters()
+
+    def configure_model(self) -> None:
+        if hasattr(self, "network"):
+            return
+        fields = self.hparams.architecture | {"latent": None}
+        self.network = DiffAE(from_json(DiffAEConfig, json.dumps(fields)))
+        self.alpha_bar = Respaced.of(linear_betas(T), range(T)).alpha_bar.float().to(self.run_device)
+
+    def named_optimizers(self) -> dict[str, tuple[Optimizer, LambdaLR | None]]:
+        optimizer = AdamW(self.network.parameters(), lr=self.hparams.lr, weight_decay=1e-3)
+        return {"network": (optimizer, warmup_cosine(optimizer, self.iterations, self.hparams.warmup))}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        x = batch["image"]
+        t = torch.randint(T, (len(x),), generator=self.generator("timestep")).to(x.device)
+        a, eps = self.alpha_bar[t], self.randn_like(x, "noise")
+        x_t = per_sample(a.sqrt(), x) * x + per_sample((1 - a).sqrt(), x) * eps
+        prediction = self.network(x_t, t, self.network.encoder(x))
+        self.optimize("network", self.total_loss({"noise": F.mse_loss(prediction.float(), eps)}, {}))
+        self.last = x.detach()[:4]
+
+    @torch.no_grad()
+    def preview(self) -> dict[str, Tensor]:
+        """Pictures, and what their codes alone give back from pure noise."""
+        if not hasattr(self, "last"):
+            return {}
+        noise = torch.randn(self.last.shape, generator=torch.Generator().manual_seed(self.seed)).to(self.last)
+        network = partial(self.network, z=self.network.encoder(self.last))
+        process = Respaced.of(linear_betas(), even_timesteps(20))
+        return {"source": self.last, "result": decode(network, noise, process, reversed(range(20)))}
+
+    def export(self, path: Path, layout: str) -> None:
+        """Save the autoencoder in half precision, as `load_diffae` reads it."""
+        save_diffae(path, self.network)
+
+
+class LatentPriorPretraining(StyleModule):
+    """The prior over the codes of a trained autoencoder, as a diffusion model with an L1 loss.
+
+    Args:
+        iterations: optimizer steps.
+        autoencoder: file of the autoencoder.
+        hidden: width of the MLP.
+        layers: its layers; all but the first see their input again.
+        time_channels: sinusoids of the timestep.
+        lr: peak learning rate of AdamW.
+        warmup: iterations of linear warm-up.
+        preview_size: side of the sampled previews in px.
+        seed: key of all randomness.
+    """
+
+    formats = {"safetensors": "diffae.safetensors"}
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        *,
+        iterations: int,
+        autoencoder: str,
+        hidden: int,
+        layers: int,
+        time_channels: int = 64,
+        lr: float = 1e-3,
+        warmup: int = 100,
+        preview_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(iterations=iterations, seed=seed, clip_norm=1.0)
+        self.save_hyperparameters()
+
+    @classmethod
+    def required_models(cls, init_args: dict[str, Any]) -> list[tuple[str, str]]:
+        return [(init_args["autoencoder"], "diffae")]
+
+    def kept(self, name: str) -> bool:
+        return name.startswith("prior.") or name in ("mean", "std")
+
+    def configure_model(self) -> None:
+        if hasattr(self, "prior"):
+            return
+        h = self.hparams
+        self.A = load_diffae(Path(h.autoencoder)).model
+        self.latent = LatentConfig(h.hidden, h.layers, tuple(range(1, h.layers)), h.time_channels)
+        D = self.A.config.embedding
+        self.prior = LatentMLP(D, h.hidden, h.layers, self.latent.skips, h.time_channels)
+        self.register_buffer("mean", torch.zeros(1, D))
+        self.register_buffer("std", torch.ones(1, D))
+        self.alpha_bar = Respaced.of(constant_betas(T), range(T)).alpha_bar.float().to(self.run_device)
+
+    def named_optimizers(self) -> dict[str, tuple[Optimizer, LambdaLR | None]]:
+        optimizer = AdamW(self.prior.parameters(), lr=self.hparams.lr, weight_decay=1e-2)
+        return {"prior": (optimizer, warmup_cosine(optimizer, self.iterations, self.hparams.warmup))}
+
+    @torch.no_grad()
+    def on_fit_start(self) -> None:
+        """Encode every picture of the pool once."""
+        pictures = self.trainer.datamodule.pool["image"].split(256)  # type: ignore[attr-defined]
+        codes = [self.A.encoder(chunk.to(self.device).float() / 127.5 - 1) for chunk in pictures]
+        self.codes = torch.cat(codes)
+        self.mean.copy_(self.codes.mean(0, keepdim=True))
+        self.std.copy_(self.codes.std(0, keepdim=True))
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        z = (self.codes[batch["row"]] - self.mean) / self.std
+        t = torch.randint(T, (len(z),), generator=self.generator("timestep")).to(z.device)
+        a, eps = self.alpha_bar[t][:, None], self.randn_like(z, "noise")
+        prediction = self.prior(a.sqrt() * z + (1 - a).sqrt() * eps, t)
+        self.optimize("prior", self.total_loss({"noise": F.l1_loss(prediction.float(), eps)}, {}))
+
+    @torch.no_grad()
+    def preview(self) -> dict[str, Tensor]:
+        generator, side = torch.Generator().manual_seed(self.seed), self.hparams.preview_size
+        x = torch.randn(4, 3, side, side, generator=generator).to(self.device)
+        code = torch.randn(4, self.mean.shape[1], generator=generator).to(self.device)
+        prior = Respaced.of(constant_betas(), even_timesteps(50))
+        z = sample_codes(self.prior, code, prior, self.mean, self.std)
+        process = Respaced.of(linear_betas(), even_timesteps(20))
+        return {"result": decode(partial(self.A, z=z), x, process, reversed(range(20)))}
+
+    def export(self, path: Path, layout: str) -> None:
+        """Save autoencoder, prior and statistics in one file in half precision, as `load_diffae` reads it."""
+        whole = DiffAE(replace(self.A.config, latent=self.latent))
+        state = self.A.state_dict() | {f"latent_net.{key}": value for key, value in self.prior.state_dict().items()}
+        whole.load_state_dict(state)
+        save_diffae(path, whole, CodeStatistics(self.mean, self.std))
