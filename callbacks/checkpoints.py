@@ -5,6 +5,8 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_styles.errors import at_least
+
 
 class Checkpoints(ModelCheckpoint):
     """Keeps `checkpoints/last.ckpt` in the run's folder up to date, the last iteration included.
@@ -14,6 +16,7 @@ class Checkpoints(ModelCheckpoint):
     """
 
     def __init__(self, every_n_iterations: int = 100) -> None:
+        at_least(1, every_n_iterations=every_n_iterations)
         super().__init__(filename="last", every_n_train_steps=every_n_iterations, enable_version_counter=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

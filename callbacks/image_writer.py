@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from lightning_styles.errors import UserError
+from lightning_styles.files import check_writable
 from lightning_styles.imaging import read_settings, save_png
 
 # Both are as they should be: names come from the batch, and finished pictures are skipped.
@@ -38,6 +39,11 @@ class ImageWriter(BasePredictionWriter):
         self._run = ""
         self._written = self._skipped = self._largest_batch = 0
         self._started = 0.0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuses a folder that cannot be written, before any network is built."""
+        if stage == "predict":
+            check_writable(self.output_dir)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tells the module which pictures are finished."""
@@ -80,11 +86,17 @@ class ImageWriter(BasePredictionWriter):
         self._largest_batch = max(self._largest_batch, len(names))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The last lines: how fast, under which circumstances, and where the results are."""
+        """The last lines: how fast, under which circumstances, and where the results are.
+
+        Raises:
+            UserError: not one picture could be read.
+        """
         seconds = time.perf_counter() - self._started
         counts = torch.tensor([float(self._written), float(self._skipped)], device=pl_module.device)
         counts = trainer.strategy.reduce(counts, reduce_op="sum")
         written, skipped = (round(n) for n in counts.tolist())  # type: ignore[union-attr]
+        if written + skipped == 0:
+            raise UserError("none of the pictures could be read; see the lines above for each of them.")
         if not trainer.is_global_zero:
             return
         print(

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from callbacks.ema import averaged
+from lightning_styles.errors import at_least
 from lightning_styles.imaging import from_uint8, read_settings, replacing, save_png, to_uint8
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Previews(L.Callback):
         animation: Literal["webp", "gif", "none"] = "webp",
         frame_ms: int = 120,
     ) -> None:
+        at_least(1, every_n_iterations=every_n_iterations)
         self.every_n_iterations = every_n_iterations
         self.max_size = max_size
         self.max_rows = max_rows

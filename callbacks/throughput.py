@@ -8,6 +8,8 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from lightning_styles.errors import at_least
+
 
 class Throughput(L.Callback):
     """Logs `perf/iterations_per_second`, `perf/images_per_second` and `perf/peak_memory_mb`.
@@ -21,6 +23,7 @@ class Throughput(L.Callback):
     """
 
     def __init__(self, every_n_iterations: int = 50) -> None:
+        at_least(1, every_n_iterations=every_n_iterations)
         self.every_n_iterations = every_n_iterations
         self.peak_mb: float | None = None
         self._since = 0.0

@@ -12,12 +12,13 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datamodules.sampling import eval_shard, train_loader
 from datamodules.sources import Source, check_style, find_sources
-from lightning_styles.errors import UserError
+from lightning_styles.errors import UserError, at_least
 
 # Its advice is followed: each worker takes its own share of the batches.
 warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+SIDES = range(16, 8193)  # that pictures can be resized to, in px
 
 
 class Pictures(L.LightningDataModule):
@@ -50,6 +51,8 @@ class Pictures(L.LightningDataModule):
         super().__init__()
         # Not logged: the method may have settings of the same name. How many at once changes no picture.
         self.save_hyperparameters(logger=False, ignore=["batch_size", "num_workers"])
+        at_least(1, batch_size=batch_size)
+        at_least(0, num_workers=num_workers)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.reader = Reader(find_sources(images), resolution, twin_style=twin_style, captions=captions)
@@ -95,7 +98,7 @@ class Reader:
     """Reads sources, and names and skips the broken files of folders.
 
     Raises:
-        UserError: settings that no source can follow.
+        UserError: settings that no source can follow, or a file named alone that is no picture by its header.
     """
 
     def __init__(
@@ -107,6 +110,8 @@ class Reader:
         twin_style: str | None = None,
         captions: str = "",
     ) -> None:
+        if resolution is not None and resolution not in SIDES:
+            raise UserError(f"resolution is {resolution}; expected {SIDES[0]} to {SIDES[-1]} px.")
         if resolution is None and any(source.path is None for source in sources):
             raise UserError("resolution is null, but scenes have no size of their own; set it in px.")
         if any(source.path is None for source in sources):
@@ -119,6 +124,9 @@ class Reader:
         self.twin_style = twin_style
         self.captions = captions
         self.skipped: set[str] = set()
+        for source in sources:
+            if source.path is not None and not source.from_folder:
+                source.size(resolution)
 
     def read(self, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
         """The pictures of these sources that are whole."""

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from lightning_styles.errors import UserError
+from lightning_styles.errors import UserError, at_least
 
 
 class StepSampler(DistributedSampler[Any]):
@@ -97,11 +97,13 @@ def train_loader(
         collate: list of samples to batch; None stacks tensors.
 
     Raises:
-        UserError: the trainer has no max_steps.
+        UserError: the trainer has no max_steps, or a count is negative.
     """
     iterations = trainer.max_steps
     if iterations < 1:
         raise UserError(f"trainer.max_steps is {iterations}; set it to the number of iterations of the run.")
+    at_least(1, batch_size=batch_size)
+    at_least(0, num_workers=num_workers)
     world = trainer.world_size
     sampler = StepSampler(iterations, batch_size, start_step=trainer.global_step, rank=trainer.global_rank, world=world)
     return DataLoader(

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_styles.errors import UserError
 from lightning_styles.imaging import find_images, image_size, read_image
 
+MOST_SCENES = 1_000_000
 _SCENE = re.compile(r"scene:(?P<kind>[a-z_]+)/(?P<first>\d+)(-(?P<last>\d+))?(\?seed=(?P<seed>\d+))?")
 
 
@@ -60,7 +61,10 @@ class Source:
             (caption,) = scenes.captions(scenes.sample_scenes(self.seed, [self.index], kind=self.kind), "photo")
             return caption.removeprefix("a photo of ")
         sidecar = self.path.with_suffix(".txt")
-        return sidecar.read_text(encoding="utf-8").strip() if sidecar.is_file() else ""
+        try:
+            return sidecar.read_text(encoding="utf-8").strip() if sidecar.is_file() else ""
+        except UnicodeDecodeError as error:
+            raise UserError(f"the caption {sidecar} is no UTF-8 text ({error.reason}); save it as UTF-8.") from error
 
 
 def find_sources(entries: str | list[str]) -> list[Source]:
@@ -108,6 +112,8 @@ def _scenes(entry: str) -> list[Source]:
     first, last = int(match["first"]), int(match["last"] or match["first"])
     if last < first:
         raise UserError(f"'{entry}' is an empty range; the second number must not be smaller than the first.")
+    if last - first >= MOST_SCENES:
+        raise UserError(f"'{entry}' asks for {last - first + 1} scenes; expected at most {MOST_SCENES} at once.")
     suffix = f"_seed{seed}" if seed else ""
     return [Source(f"{kind}_{i}{suffix}", kind=kind, seed=seed, index=i) for i in range(first, last + 1)]
 

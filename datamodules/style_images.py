@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from datamodules.pictures import Reader
 from datamodules.sampling import draw, shuffled, train_loader
 from datamodules.sources import find_sources
-from lightning_styles.errors import UserError
+from lightning_styles.errors import UserError, at_least
 
 
 class StyleImages(L.LightningDataModule):
@@ -49,6 +49,8 @@ class StyleImages(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False, ignore=["batch_size", "num_workers"])
+        at_least(1, batch_size=batch_size)
+        at_least(0, num_workers=num_workers)
         self.prompt = prompt
         self.resolution = resolution
         self.batch_size = batch_size

@@ -68,6 +68,13 @@ def check_siblings() -> None:
             )
 
 
+def described(error: Exception) -> str:
+    """One sentence; the system's own errors with the file that they are about."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}; check the path, the rights there and the room on the disk."
+    return str(error)
+
+
 def _dispatch(arguments: list[str]) -> int:
     command, rest = arguments[0], arguments[1:]
     if command in LIGHT:
@@ -101,10 +108,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         return _dispatch(arguments)
-    except (UserError, FileNotFoundError) as error:
+    except (UserError, OSError) as error:
         if os.environ.get("LIGHTNING_STYLES_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {described(error)}", file=sys.stderr)
         return 1
     except SystemExit as stop:  # argparse and jsonargparse end this way, after their message
         return stop.code if isinstance(stop.code, int) else 1

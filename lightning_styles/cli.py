@@ -22,10 +22,11 @@ from lightning_styles.checkpoint_io import WholeFiles
 from lightning_styles.console import readable, say
 from lightning_styles.devices import check_devices
 from lightning_styles.errors import UserError
+from lightning_styles.files import check_writable
 from lightning_styles.imaging import replacing
 from lightning_styles.parser import ConfigFile, StylesParser
 from lightning_styles.progress import IterationBar
-from lightning_styles.required_files import missing_files
+from lightning_styles.required_files import foreign_classes, missing_files
 
 
 class StylesTrainer(Trainer):
@@ -111,6 +112,12 @@ class StylesCLI(LightningCLI):
         help_text = "run folder, version_N or job_N: fit starts there, or goes on when it holds a checkpoint"
         parser.add_argument("--run", type=str | None, default=None, help=help_text)
 
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UserError(f"seed_everything: {error}.") from error
+
     # ---- between parsing and building
 
     @property
@@ -164,10 +171,13 @@ class StylesCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         trainer = self.settings["trainer"]
+        if self.config["subcommand"] == "fit" and trainer["max_steps"] == 0:
+            raise UserError("trainer.max_steps is 0; set it to the number of iterations of the run.")
         check_devices(trainer["accelerator"], trainer["devices"])
         missing = missing_files(self.values) if rank_zero_only.rank == 0 else []
         if missing:
             raise UserError("\n".join(missing))
+        check_writable(self.experiment)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
@@ -249,6 +259,8 @@ class StylesCLI(LightningCLI):
         lines = [", ".join(parts)]
         if self.subcommand == "fit" and trainer.log_dir:
             lines.append(f"Run folder: {trainer.log_dir}  (watch: tensorboard --logdir {self.experiment})")
+        if foreign := foreign_classes(self.values):
+            lines.append(f"Code from outside this project runs: {', '.join(foreign)}")
         return [*lines, *getattr(model, "summary_lines", list)()]
 
     def interrupted_lines(self, stop: Interrupted) -> list[str]:

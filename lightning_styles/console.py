@@ -13,9 +13,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from lightning_styles.errors import UserError
+from lightning_styles.messages import shorten
 from lightning_styles.parser import users_mistake
 
 T = TypeVar("T")
+REFUSED_BY_CONSTRUCTOR = re.compile("Does not validate against any of the Union|Problem with given class_path")
 LIGHTNING = str(Path(lightning.__file__).parent)
 
 ADVERTS = (
@@ -76,10 +78,13 @@ def readable(run: Callable[[list[str]], T], arguments: list[str]) -> T:
         key = re.sub(r".*'\.*([\w.]+)' not found.*", r"\1", str(error).splitlines()[0])
         raise UserError(f"The config refers to ${{{key}}}, but there is no key {key}.") from error
     except OmegaConfBaseException as error:
-        raise UserError(f"The config cannot be resolved: {str(error).splitlines()[0]}") from error
+        first = str(error).splitlines()[0]
+        raise UserError(f"A ${{...}} in the config cannot be resolved: {first}; write ${{section.key}}.") from error
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except ValueError as error:
         if mistake := users_mistake(error):
             raise mistake from None
+        if REFUSED_BY_CONSTRUCTOR.match(str(error)):
+            raise UserError(f"A value of the config is refused: {shorten(str(error))}.") from error
         raise

@@ -19,6 +19,9 @@ def check_devices(accelerator: Any, devices: Any) -> None:
     Raises:
         UserError: naming how many are visible.
     """
+    number = str(devices).removeprefix("-")
+    if isinstance(devices, (int, str)) and (number.isdigit() and int(devices) < 1 and int(devices) != -1):
+        raise UserError(f"trainer.devices is {devices}; expected a number of at least 1, or auto.")
     count = torch.cuda.device_count()
     wants_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and count > 0)
     if not wants_gpu or torch.backends.mps.is_available():

@@ -1,4 +1,4 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""The one exception that is meant for the person at the keyboard, and the commonest reason for it."""
 
 
 class UserError(Exception):
@@ -6,3 +6,14 @@ class UserError(Exception):
 
     The text says what was found, what was expected and what to do.
     """
+
+
+def at_least(least: float, **settings: float) -> None:
+    """Refuse settings that are smaller than `least`, or no number.
+
+    Raises:
+        UserError: naming the first one.
+    """
+    for name, value in settings.items():
+        if not value >= least:
+            raise UserError(f"{name} is {value}; it must be at least {least:g}.")

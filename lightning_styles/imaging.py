@@ -5,8 +5,6 @@ Legend: B batch, H W pixels. A picture is (3, H, W), sRGB, float32 in [-1, 1].
 
 import io
 import json
-import os
-import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from lightning_styles.errors import UserError
+from lightning_styles.files import replacing
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 METADATA_KEY = "lightning_styles"
@@ -132,13 +131,19 @@ def save_png(path: str | Path, image: Tensor, settings: dict[str, Any] | None = 
         path: target; missing folders are made.
         image: picture; values outside [-1, 1] are clamped.
         settings: kept in the file as JSON, in a text chunk that `read_settings` reads.
+
+    Raises:
+        UserError: the disk is full.
     """
     info = PngInfo()
     if settings is not None:
         info.add_text(METADATA_KEY, json.dumps(settings, sort_keys=True, default=str))
     picture = Image.fromarray(to_uint8(image))
     with replacing(path) as temporary:
-        picture.save(temporary, format="PNG", pnginfo=info)
+        try:
+            picture.save(temporary, format="PNG", pnginfo=info)
+        except OSError as error:
+            raise UserError(f"'{path}' cannot be written: {error.strerror or error}; make room, then go on.") from error
 
 
 def read_settings(path: str | Path) -> dict[str, Any] | None:
@@ -150,19 +155,6 @@ def read_settings(path: str | Path) -> dict[str, Any] | None:
     except (OSError, SyntaxError, ValueError, KeyError, Image.DecompressionBombError):
         return None
     return settings if isinstance(settings, dict) else None
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary file name beside `path` which takes its place once the block ends well."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -179,7 +171,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise UserError(f"'{path}' does not exist; expected an image file.") from None
     except UnidentifiedImageError:
-        raise UserError(f"'{path}' is not an image, or of a kind that Pillow cannot read.") from None
+        raise UserError(f"'{path}' is not an image that can be read; save it as PNG or JPEG, or remove it.") from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
         raise UserError(f"'{path}' has more than {limit} million pixels; make it smaller first.") from None
@@ -197,7 +189,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 def _check_side(path: str | Path, size: tuple[int, int], min_side: int) -> None:
     if min(size) < min_side:
-        raise UserError(f"'{path}' is {size[1]} x {size[0]} px; expected at least {min_side} px a side.")
+        raise UserError(f"'{path}' is {size[1]} x {size[0]} px; expected at least {min_side} px a side; leave it out.")
 
 
 def _short_side_size(size: tuple[int, int], n: int) -> tuple[int, int]:

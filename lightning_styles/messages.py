@@ -20,6 +20,7 @@ REWORD = (
 UNKNOWN_ARGUMENT = re.compile(r"Option '([\w.]+)' is not accepted")
 UNKNOWN_KEY = re.compile(r"does not accept option '([\w.]+)'|[Uu]nrecognized arguments?: (?:--)?([\w.+-]+)")
 CLASS_PATH = re.compile(r"class_path '([\w.]+)'|import path string: (\S+)")
+LACKING = re.compile(r"arguments are required: .*\b(model|data)\b")
 GIVEN = re.compile(r"^\s*Given value: (.*)$", re.MULTILINE)
 
 
@@ -54,15 +55,18 @@ def hints(message: str, keys: list[str]) -> list[str]:
         found += _closest(word, _arguments_of(class_path))
     for match in UNKNOWN_KEY.finditer(message):
         found += _closest(match.group(1) or match.group(2), keys)
+    if lacking := LACKING.search(message):
+        found.append(f"give an experiment with --config FILE, or its {lacking.group(1)} section.")
     if "no attribute" in message or "import path string" in message or "No module named" in message:
         found += _class_hints(class_path)
     return found
 
 
 def _closest(word: str, candidates: list[str]) -> list[str]:
-    close = difflib.get_close_matches(word, candidates, n=1)
-    if close:
-        return [f"'{word}': did you mean '{close[0]}'?"]
+    head = word.partition(".")[0]
+    for asked in dict.fromkeys((word, head)):
+        if asked not in candidates and (close := difflib.get_close_matches(asked, candidates, n=1)):
+            return [f"'{asked}': did you mean '{close[0]}'?"]
     return [f"'{word}' is not among {', '.join(candidates)}."] if 0 < len(candidates) <= 30 else []
 
 

@@ -12,6 +12,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning_styles.errors import UserError
 from lightning_styles.messages import hints, shorten
 
+MOST_VALUES = 100_000  # in one config file
+
 # `${vars.x}` in a file means the root of that file although the tree hangs below `fit` in the parser.
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
@@ -47,11 +49,26 @@ def read_config(path: Path) -> dict[str, Any]:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise UserError(f"{place}: not valid YAML: {error.problem or error.context}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid YAML: no UTF-8 text at byte {error.start}; save it as UTF-8.") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}.") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, expected keys such as model: and trainer:.")
+        kind = "nothing" if content is None else f"a {type(content).__name__}"
+        raise UserError(f"{path} holds {kind}, expected keys such as model: and trainer:.")
+    if not has_at_most(MOST_VALUES, content):
+        raise UserError(f"{path} holds more than {MOST_VALUES} values once its aliases (*name) are written out.")
     return content
+
+
+def has_at_most(count: int, tree: Any) -> bool:
+    """Whether nested dicts and lists hold at most `count` values; a few aliases can stand for billions."""
+    waiting = [tree]
+    while waiting and count >= 0:
+        count -= 1
+        node = waiting.pop()
+        waiting += list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
+    return count >= 0
 
 
 def users_mistake(error: BaseException | None) -> UserError | FileNotFoundError | None:

@@ -1,6 +1,7 @@
-"""Which pretrained files a config needs, and where they are."""
+"""Which pretrained files a config needs, where they are, and whose code it runs."""
 
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,12 +9,36 @@ from lightning_styles.errors import UserError
 
 
 class RequiredFile(NamedTuple):
-    """One pretrained file; `path` is None when it is missing and `mend` then says what to do."""
+    """One pretrained file; `path` is None when it is missing and `mend` then says what to do.
+
+    `about` is its size, source and licence.
+    """
 
     name: str
     kind: str
     path: Path | None
     mend: str
+    about: str = ""
+
+
+OWN = ("lightning_styles.", "datamodules.", "callbacks.")
+KNOWN = (*OWN, "lightning.", "torch.")
+
+
+def class_paths(tree: Any) -> Iterator[str]:
+    """Every class path in nested plain values."""
+    if isinstance(tree, dict):
+        if isinstance(tree.get("class_path"), str):
+            yield tree["class_path"]
+        tree = list(tree.values())
+    if isinstance(tree, (list, tuple)):
+        for branch in tree:
+            yield from class_paths(branch)
+
+
+def foreign_classes(tree: Any, known: tuple[str, ...] = KNOWN) -> list[str]:
+    """The class paths in nested plain values that begin with none of `known`."""
+    return sorted({name for name in class_paths(tree) if not name.startswith(known)})
 
 
 def import_class(class_path: str) -> type:
@@ -43,7 +68,7 @@ def required_files(config: dict[str, Any]) -> list[RequiredFile]:
     Args:
         config: plain values with class_path and init_args under `model`, `data` and `trainer.callbacks`.
     """
-    from lightning_styles.pretrained import locate
+    from lightning_styles.pretrained import describe, locate
 
     parts = [config.get("model"), config.get("data"), *((config.get("trainer") or {}).get("callbacks") or [])]
     found: dict[tuple[str, str], RequiredFile] = {}
@@ -52,7 +77,7 @@ def required_files(config: dict[str, Any]) -> list[RequiredFile]:
         for name, kind in ask(part.get("init_args") or {}) if ask else ():
             try:
                 path = existing(name) if kind == "file" else Path(locate(name, kind))
-                found[name, kind] = RequiredFile(name, kind, path, "")
+                found[name, kind] = RequiredFile(name, kind, path, "", describe(name, path))
             except UserError as error:
                 found[name, kind] = RequiredFile(name, kind, None, str(error))
     return list(found.values())

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from lightning_styles.errors import UserError
 
 ROOT = "runs"
+NO_CHECKPOINT = "{} cannot be read as a checkpoint; it may be cut short or of another kind. Use another one."
 RUN_FOLDER = re.compile(r"(?:version|job|validate|test|predict|prepare)_\d+")
 
 
@@ -95,8 +97,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Open a checkpoint lazily and without running any code from it.
 
     Raises:
-        UserError: when it is no checkpoint, cut short, or holds more than tensors and plain values.
+        UserError: when it is no checkpoint, cut short, damaged, or holds more than tensors and plain values.
     """
+    check_archive(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
@@ -104,10 +107,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} holds more than tensors and plain values, so opening it could run code; it is refused."
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path} cannot be read as a checkpoint; it may be cut short or of another kind.") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path} is not a training checkpoint.")
+        raise UserError(NO_CHECKPOINT.format(path)) from error
+    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= {"state_dict", "pytorch-lightning_version"}:
+        raise UserError(f"{path} is not a training checkpoint; expected one that `fit` wrote.")
     return checkpoint
+
+
+def check_archive(path: Path) -> None:
+    """Refuse a zip archive with a damaged member, which PyTorch would not notice, or a packed one, which may be a bomb.
+
+    Raises:
+        UserError: also when `path` is no archive.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise UserError(f"{path} holds packed files, as no checkpoint of PyTorch does; it is refused.")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError) as error:
+        raise UserError(NO_CHECKPOINT.format(path)) from error
+    if damaged:
+        raise UserError(f"{path} is damaged ({damaged} has a wrong checksum); use another checkpoint.")
 
 
 def describe_checkpoint(path: Path) -> str:

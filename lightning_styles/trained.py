@@ -1,6 +1,5 @@
 """From a checkpoint back to the method that wrote it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -8,24 +7,26 @@ from lightning.pytorch import LightningModule
 
 from lightning_styles.errors import UserError
 from lightning_styles.parser import StylesParser, users_mistake
+from lightning_styles.required_files import OWN, foreign_classes
 from lightning_styles.runs import find_checkpoint, read_checkpoint
 
 T = TypeVar("T")
 
 
-def build(base: type[T], class_path: str, init_args: dict[str, Any]) -> T:
+def build(base: type[T], class_path: str, init_args: dict[str, Any], section: str = "model") -> T:
     """Instantiate a class from plain values, nested classes included.
 
     Args:
         base: class that `class_path` must be or inherit from.
         class_path: dotted path of the class.
         init_args: its arguments as a config file would hold them.
+        section: what messages about them begin with.
     """
     parser = StylesParser()
-    parser.add_subclass_arguments(base, "it", required=True)
-    config = parser.parse_object({"it": {"class_path": class_path, "init_args": init_args}})
+    parser.add_subclass_arguments(base, section, required=True)
+    config = parser.parse_object({section: {"class_path": class_path, "init_args": init_args}})
     try:
-        return parser.instantiate(config)["it"]
+        return parser.instantiate(config)[section]
     except ValueError as error:
         if mistake := users_mistake(error):
             raise mistake from None
@@ -47,29 +48,18 @@ def open_trained(given: str, trust: bool = False) -> tuple[Path, dict[str, Any]]
     """
     path = find_checkpoint(given)
     if path is None:
-        raise UserError(f"There is no checkpoint {given}.")
+        raise UserError(f"There is no checkpoint {given}; give a .ckpt file or a run folder.")
     content = read_checkpoint(path)
     own = content.get("lightning_styles")
     if own is None:
-        raise UserError(f"{path} was not written by lightning_styles.")
-    foreign = [name for name in class_paths(own) if not name.startswith("lightning_styles.")]
+        raise UserError(f"{path} was not written by lightning_styles; use a checkpoint of one of its runs.")
+    foreign = foreign_classes(own, OWN)
     if foreign and not trust:
         raise UserError(
             f"{path} wants to import {', '.join(foreign)}, which is not part of lightning_styles. "
             "If you know where the file comes from, add --trust."
         )
     return path, content
-
-
-def class_paths(tree: Any) -> Iterator[str]:
-    """Every class path in nested plain values."""
-    if isinstance(tree, dict):
-        if isinstance(tree.get("class_path"), str):
-            yield tree["class_path"]
-        tree = list(tree.values())
-    if isinstance(tree, (list, tuple)):
-        for branch in tree:
-            yield from class_paths(branch)
 
 
 def build_trained(content: dict[str, Any]) -> LightningModule:

@@ -228,6 +228,7 @@ def test_fit_says_what_runs_and_where_the_results_are(capsys: pytest.CaptureFixt
     assert captured.out.splitlines() == [
         "fit: ToyStyle on 1 x cpu, global batch 2 = devices 1 x batch 2 x accumulate 1, iterations 0 to 4",
         "Run folder: runs/tiny_toy/version_0  (watch: tensorboard --logdir runs/tiny_toy)",
+        "Code from outside this project runs: tests.toys.Greeter, tests.toys.ToyData, tests.toys.ToyStyle",
         "Results: runs/tiny_toy/version_0",
         "Checkpoint: runs/tiny_toy/version_0/checkpoints/last.ckpt",
         "Toy: nothing else to see.",

@@ -13,7 +13,8 @@ from lightning_styles.__main__ import main
 from lightning_styles.commands import check
 from lightning_styles.devices import trainer_arguments
 from lightning_styles.errors import UserError
-from lightning_styles.trained import build, class_paths
+from lightning_styles.required_files import class_paths
+from lightning_styles.trained import build
 
 TOY: dict[str, Any] = {
     "model": {"class_path": "tests.toys.ToyPainter", "init_args": {"shift": 0.5}},
@@ -113,7 +114,7 @@ def test_convert_hands_a_trained_checkpoint_to_its_method(trained: str, capsys: 
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
-        (["nowhere", "x", "--to", "kohya"], 1, "error: There is no file or folder nowhere.\n"),
+        (["nowhere", "x", "--to", "kohya"], 1, "error: There is no file or folder nowhere; check the path.\n"),
         (["toy.yaml", "x", "--to", "kohya"], 1, "error: toy.yaml cannot be read as a checkpoint"),
         (["toy.yaml", "x", "--to", "kohia"], 2, "error: argument --to: invalid choice: 'kohia'"),
         (["toy.yaml", "x"], 2, "error: the following arguments are required: --to\n"),
@@ -132,9 +133,11 @@ def test_foreign_classes_need_trust(trained: str, capsys: pytest.CaptureFixture[
 
 
 def test_a_checkpoint_of_another_project(capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save({"state_dict": {}}, "other.ckpt")
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.6"}, "other.ckpt")
     assert main(["convert", "other.ckpt", "x", "--to", "kohya"]) == 1
-    assert capsys.readouterr().err == "error: other.ckpt was not written by lightning_styles.\n"
+    assert capsys.readouterr().err == (
+        "error: other.ckpt was not written by lightning_styles; use a checkpoint of one of its runs.\n"
+    )
 
 
 def test_a_layout_that_the_method_does_not_write(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +162,7 @@ def test_stylize_takes_everything_from_the_checkpoint(trained: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["nowhere", "--style", "x"], "error: There is no picture or folder nowhere.\n"),
+        (["nowhere", "--style", "x"], "error: There is no picture or folder nowhere; check the path.\n"),
         (["toy.yaml", "--style", "nope.ckpt"], "error: There is no checkpoint nope.ckpt"),
         (["toy.yaml", "--style", "x", "--device", "gpu0"], "error: --device is gpu0; expected auto, cpu"),
     ],

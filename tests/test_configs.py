@@ -16,8 +16,7 @@ import yaml
 from lightning_styles.__main__ import main
 from lightning_styles.cli import parse_only
 from lightning_styles.pretrained import locate, registry
-from lightning_styles.required_files import import_class
-from lightning_styles.trained import class_paths
+from lightning_styles.required_files import class_paths, import_class
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(

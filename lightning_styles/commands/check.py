@@ -101,10 +101,10 @@ def config_files(arguments: list[str]) -> Report:
     report: Report = [(True, f"config: {config['model']['class_path']}")]
     for file in required_files(config):
         found = file.path is not None
-        report.append((found, f"{file.kind} {file.name}: {file.path}" if found else file.mend))
+        report.append((found, f"{file.kind} {file.name}: {file.path} ({file.about})" if found else file.mend))
     if config.get("data"):
         try:
-            build(LightningDataModule, config["data"]["class_path"], config["data"].get("init_args") or {})
+            build(LightningDataModule, config["data"]["class_path"], config["data"].get("init_args") or {}, "data")
         except UserError as error:
             report.append((False, f"data: {error}"))
         else:
@@ -114,7 +114,9 @@ def config_files(arguments: list[str]) -> Report:
 
 def main(arguments: list[str]) -> int:
     """Run `check`; 1 when something is missing."""
-    options, _ = parser().parse_known_args(arguments)
+    options, others = parser().parse_known_args(arguments)
+    if others and not options.config:
+        raise UserError(f"check got {' '.join(others)} without a config; add --config FILE.")
     report: Report = []
 
     def add(lines: Report) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning_styles.commands import LightParser
 from lightning_styles.errors import UserError
+from lightning_styles.files import check_writable
 
 FORMATS = {
     "kohya": "style LoRA in kohya layout, .safetensors (WebUI, ComfyUI)",
@@ -32,8 +33,9 @@ def export_trained(source: Path, output: Path, layout: str, trust: bool) -> None
     model: Any = build_trained(content)
     formats = getattr(model, "formats", {})
     if layout not in formats:
-        writes = f"can be converted to {', '.join(formats)}, not {layout}" if formats else "writes no other format"
-        raise UserError(f"{type(model).__name__} {writes}.")
+        writes = f"can be converted to {', '.join(formats)}" if formats else "learns nothing that other tools read"
+        raise UserError(f"{type(model).__name__} {writes}, not {layout}.")
+    check_writable(output.parent)
     load_weights(model, content)
     output.parent.mkdir(parents=True, exist_ok=True)
     model.export(output, layout)
@@ -62,7 +64,7 @@ def main(arguments: list[str]) -> int:
     """Run `convert` and return the exit code."""
     options = parser().parse_args(arguments)
     if not options.input.exists():
-        raise UserError(f"There is no file or folder {options.input}.")
+        raise UserError(f"There is no file or folder {options.input}; check the path.")
     export_trained(options.input, options.output, options.to, options.trust)
     print(f"Wrote {options.output}")
     return 0

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lightning_styles.commands import LightParser
 from lightning_styles.errors import UserError
+from lightning_styles.files import check_writable
 
 DEVICES = "auto, cpu, cuda, cuda:N or mps"
 
@@ -34,10 +35,11 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     absent = [picture for picture in options.pictures if not Path(picture).exists()]
     if absent:
-        raise UserError(f"There is no picture or folder {', '.join(absent)}.")
+        raise UserError(f"There is no picture or folder {', '.join(absent)}; check the path.")
     from lightning_styles.__main__ import check_siblings
 
     check_siblings()
+    check_writable(options.out)
     return run(options)
 
 
@@ -55,7 +57,9 @@ def run(options: argparse.Namespace) -> int:
     quiet()
     where = trainer_arguments(options.device)
     checkpoint, content = open_trained(options.style, options.trust)
-    resolution = options.resolution or content.get("datamodule_hyper_parameters", {}).get("resolution")
+    resolution = options.resolution
+    if resolution is None:
+        resolution = content.get("datamodule_hyper_parameters", {}).get("resolution")
     data = Pictures(images=options.pictures, resolution=resolution, batch_size=options.batch_size)
     model = build_trained(content)
     silent = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}

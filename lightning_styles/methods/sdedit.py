@@ -4,9 +4,11 @@ import logging
 from typing import Any
 
 from lightning_styles import noise
+from lightning_styles.errors import UserError, at_least
 from lightning_styles.imaging import pad_to_multiple
 from lightning_styles.module import StyleModule
 from lightning_styles.pretrained import fingerprint, locate
+from lightning_styles.prompts import check_prompts, fill
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,11 @@ class SDEdit(StyleModule):
         seed: int = 0,
     ) -> None:
         super().__init__(iterations=1, seed=seed, metrics=metrics)
+        check_prompts(target_prompt=target_prompt)
+        at_least(1, steps=steps)
+        at_least(0, guidance=guidance)
+        if not 0 <= strength <= 1:
+            raise UserError(f"strength is {strength}; expected 0 (the photo itself) to 1 (nothing of it left).")
         self.save_hyperparameters()
 
     @classmethod
@@ -86,7 +93,7 @@ class SDEdit(StyleModule):
         h, images = self.hparams, batch["image"]
         if h.strength > 0:
             padded, (height, width) = pad_to_multiple(images, self.multiple)
-            prompts = [h.target_prompt.format(style=h.style, caption=c).strip(", ") for c in batch["caption"]]
+            prompts = [fill(h.target_prompt, h.style, caption) for caption in batch["caption"]]
             results = self.pipeline(
                 prompts,
                 image=(padded + 1) / 2,

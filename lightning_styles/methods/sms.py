@@ -18,13 +18,14 @@ from lightning_styles import noise
 from lightning_styles.diffusion import timesteps
 from lightning_styles.diffusion.schedules import NoiseSchedule
 from lightning_styles.diffusion.scores import Query, Scores
-from lightning_styles.errors import UserError
+from lightning_styles.errors import UserError, at_least
 from lightning_styles.imaging import pad_to_multiple, save_png
 from lightning_styles.losses import score_distillation as distill
 from lightning_styles.losses import spectrum
 from lightning_styles.models.adapters import enable_gradient_checkpointing
 from lightning_styles.module import CHECKPOINT_KEY, StyleModule
 from lightning_styles.pretrained import fingerprint, locate
+from lightning_styles.prompts import check_prompts, fill
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +122,9 @@ class SMS(StyleModule):
         unknown = weights.keys() - {"style", "identity"}
         if unknown:
             raise UserError(f"weights has {', '.join(sorted(unknown))}; it takes style and identity.")
+        check_prompts(edit_prompt=edit_prompt, target_prompt=target_prompt, source_prompt=source_prompt)
+        at_least(1, rank=rank)
+        at_least(0, warmup=warmup, lr=lr, fake_lr=fake_lr, eps=eps, weight_decay=weight_decay, guidance=guidance)
         self.save_hyperparameters()
         self.names: list[str] = []
         self._restored = False
@@ -157,6 +161,12 @@ class SMS(StyleModule):
         base = load_stable_diffusion(h.base)
         real = base if h.real in (None, h.base) else load_stable_diffusion(h.real)
         self.base_models = {h.base: base.sha256} | ({h.real: real.sha256} if h.real else {})
+        widths = [part.unet.config.cross_attention_dim for part in (base, real)]
+        if widths[0] != widths[1]:
+            raise UserError(
+                f"base {h.base} and real {h.real} are of different kinds: their text embeddings have the widths "
+                f"{widths[0]} and {widths[1]}; take both from one family of models."
+            )
         self.vae, self.multiple = base.vae, base.multiple
         self.schedule = NoiseSchedule.from_config(base.scheduler).to(self.run_device)
         self.grid = self.schedule.grid(500)
@@ -219,11 +229,10 @@ class SMS(StyleModule):
     def _prompt(self, names: list[str], captions: list[str], images: Tensor) -> None:
         """Remember the pictures (P, 3, H, W) with their names, and embed every prompt once."""
         self.names, self.images, h = names, images, self.hparams
-        fill = [{"style": h.style, "caption": caption} for caption in captions]
         roles = {"tgt_style": ("style", h.target_prompt), "tgt": ("base", h.target_prompt)}
         roles |= {"src": ("style", h.source_prompt), "edit": ("base", h.edit_prompt)}
         self.text = {
-            role: self._embed(encoder, [template.format(**words).strip(", ") for words in fill])
+            role: self._embed(encoder, [fill(template, h.style, caption) for caption in captions])
             for role, (encoder, template) in roles.items()
         }
 

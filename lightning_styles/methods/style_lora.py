@@ -14,7 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles import noise
 from lightning_styles.diffusion.schedules import NoiseSchedule
-from lightning_styles.imaging import replacing
+from lightning_styles.errors import at_least
+from lightning_styles.files import replacing
 from lightning_styles.models.adapters import (
     adapter_parameters,
     add_lora,
@@ -69,6 +70,8 @@ class StyleLoRA(StyleModule):
         seed: int = 0,
     ) -> None:
         super().__init__(iterations=iterations, seed=seed, clip_norm=1.0)
+        at_least(1, rank=rank)
+        at_least(0, lr=lr, weight_decay=weight_decay, caption_dropout=caption_dropout)
         self.save_hyperparameters()
 
     @classmethod

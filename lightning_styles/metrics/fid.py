@@ -14,6 +14,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from torchmetrics.utilities import dim_zero_cat
 
 from lightning_styles.errors import UserError
+from lightning_styles.metrics.perceptual import read_weights
 from lightning_styles.models.perceptual import PerceptualNet
 from lightning_styles.pretrained import locate
 
@@ -119,7 +120,7 @@ class InceptionFeatures(nn.Module):
     """The 2048 pooled features of FID's Inception-v3; pictures are resized to 299 x 299, bilinear, antialiased.
 
     Args:
-        name: path of the weights, weights-inception-2015-12-05-6726825d.pth of torch-fidelity.
+        name: inception-fid, or the path of its weights.
 
     Raises:
         UserError: torch-fidelity is not installed, or the file holds something else.
@@ -130,6 +131,7 @@ class InceptionFeatures(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         path = locate(name, "inception")
+        read_weights(path, "the weights of FID's Inception, inception-fid")  # first of all, that they are nothing else
         from torchmetrics.image.fid import NoTrainInceptionV3
 
         try:

@@ -93,15 +93,24 @@ def load_lpips(name: str) -> LPIPS:
     The small linear heads come with the package `lpips`.
     """
     path = locate(name, "lpips")
-    return LPIPS(_read(path))
+    return LPIPS(read_weights(path, f"the trunk, {TRUNK_FILES}"))
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, expected: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors or PyTorch file, read without running any code from it.
+
+    Raises:
+        UserError: the file is damaged or holds more than tensors; `expected` says what is needed.
+    """
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} cannot be read as weights: it needs the trunk, {TRUNK_FILES}.") from error
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        if not all(isinstance(value, Tensor) for value in state.values()):
+            raise TypeError("more than tensors")
+    except Exception as error:  # torch raises almost anything on damaged bytes
+        raise UserError(f"{path} cannot be read as weights; expected {expected}.") from error
+    return state

@@ -1,6 +1,7 @@
 """Pretrained files: a name in a config -> a file on this machine -> its fingerprint.
 
-Resolution order: a path; what ships with the package; the folder LIGHTNING_STYLES_MODELS; the hub cache; the hub.
+Resolution order: a path; what ships with the package; the folder LIGHTNING_STYLES_MODELS; what torchvision has
+downloaded; the hub cache; the hub.
 """
 
 import hashlib
@@ -14,7 +15,15 @@ import yaml
 from lightning_styles.errors import UserError
 
 TINY = Path(__file__).parent / "tiny"
-HUB_FILES = ["*.json", "*.txt", "*.safetensors", "*.model"]
+# What a Stable Diffusion base needs and no more: repositories hold each weight several times.
+PARTS = {
+    "unet": ("config.json", "diffusion_pytorch_model.safetensors"),
+    "vae": ("config.json", "diffusion_pytorch_model.safetensors"),
+    "text_encoder": ("config.json", "model.safetensors"),
+    "tokenizer": ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
+    "scheduler": ("scheduler_config.json",),
+}
+HUB_FILES = ["model_index.json", *(f"{part}/{file}" for part, files in PARTS.items() for file in files)]
 
 
 @cache
@@ -40,6 +49,7 @@ def locate(name: str, kind: str) -> Path:
         raise UserError(f"{name!r} is a {entry['kind']}, but a {kind} is needed here.")
     for candidate in _local_candidates(name, entry):
         if candidate.exists():
+            _check_content(candidate, name, entry)
             return candidate
     found = _from_hub(entry["hub"]) if "hub" in entry else None
     if found is None:
@@ -51,7 +61,22 @@ def _local_candidates(name: str, entry: dict[str, Any]) -> list[Path]:
     candidates = [TINY / entry["package"]] if "package" in entry else []
     if folder := os.environ.get("LIGHTNING_STYLES_MODELS"):
         candidates += [Path(folder).expanduser() / part for part in (name, entry.get("file")) if part]
+    if "sha256" in entry:  # a file of torchvision, whose downloads all lie in one folder
+        cache_folder = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+        torch_home = Path(os.environ.get("TORCH_HOME", f"{cache_folder}/torch")).expanduser()
+        candidates.append(torch_home / "hub" / "checkpoints" / entry["file"])
     return candidates
+
+
+def _check_content(path: Path, name: str, entry: dict[str, Any]) -> None:
+    """Refuse a file that is not the one of the registry, where that says how its sha256 begins."""
+    expected = entry.get("sha256", "")
+    found = fingerprint(path)[: len(expected)] if expected else ""
+    if found != expected:
+        raise UserError(
+            f"{path} is not {name!r}: its sha256 begins with {found}, expected {expected}; "
+            f"it is damaged or another file. Download it again from {entry['url']}."
+        )
 
 
 def _from_hub(repository: str) -> Path | None:
@@ -70,14 +95,41 @@ def _from_hub(repository: str) -> Path | None:
     return None
 
 
+def describe(name: str, path: Path) -> str:
+    """Size, source and licence of what was found at `path` for `name`."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    entry = registry().get(name, {"url": "your own path", "licence": "licence as its author says"})
+    return f"{_megabytes(sum(file.stat().st_size for file in files))}, {_source(entry)}, {entry['licence']}"
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _source(entry: dict[str, Any]) -> str:
+    """Where a file of the registry comes from."""
+    if "package" in entry:
+        return "ships with lightning_styles"
+    return f"https://huggingface.co/{entry['hub']}" if "hub" in entry else entry["url"]
+
+
 def _how_to_provide(name: str, entry: dict[str, Any]) -> str:
-    source = f"https://huggingface.co/{entry['hub']}" if "hub" in entry else entry.get("url", "the package itself")
-    target = entry.get("file", name)
-    size = f", {entry['size']}" if "size" in entry else ""
-    return (
-        f"{entry['kind']} {name!r} is not on this machine. It comes from {source} ({entry['licence']}{size}); "
-        f"give its path in the config, or put it at $LIGHTNING_STYLES_MODELS/{target}."
-    )
+    """What is missing, how large it is and under which licence, and the exact way to get it."""
+    target = f"$LIGHTNING_STYLES_MODELS/{entry.get('file', name)}"
+    size = f"{entry['size']}, " if "size" in entry else ""
+    what = f"{entry['kind']} {name!r} is not on this machine ({size}{entry['licence']}). "
+    if "hub" in entry:
+        files = " ".join(_shell_word(part, names) for part, names in PARTS.items())
+        get = f"hf download {entry['hub']} model_index.json {files} --local-dir {target}"
+        return f"{what}Source: {_source(entry)}. With a network it is downloaded by itself; by hand: {get}"
+    if "package" in entry:
+        return f"{what}It ships with lightning_styles: reinstall the project, or give another path in the config."
+    return f"{what}Source: {entry['url']}. Save it as {target}, or give its path in the config."
+
+
+def _shell_word(folder: str, names: tuple[str, ...]) -> str:
+    """The files of a folder as one word, which a shell takes apart again."""
+    return f"{folder}/{{{','.join(names)}}}" if len(names) > 1 else f"{folder}/{names[0]}"
 
 
 @cache

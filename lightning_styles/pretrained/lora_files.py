@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_styles.errors import UserError
@@ -60,15 +61,22 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise UserError(f"{path.name} is a {kind} file, expected a plain LoRA; choose or extract a LoRA instead")
     if not any(FACTOR.search(key) for key in state):
         raise UserError(f"{path.name} holds no LoRA layers (first key: {min(state, default='none')}); choose another")
+    for key, value in state.items():
+        if FACTOR.search(key) and key.endswith(".weight") and (value.ndim < 2 or not torch.isfinite(value).all()):
+            raise UserError(f"{path.name} is damaged: {key} is no matrix of finite numbers; download it again")
     return state, metadata
 
 
 def adapter_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """The PEFT configuration, which diffusers writes into the header and PEFT beside the file; else {}."""
-    if "lora_adapter_metadata" in metadata:
-        return json.loads(metadata["lora_adapter_metadata"])
-    beside = path.with_name("adapter_config.json")
-    return json.loads(beside.read_text()) if path.name == FILES[1] and beside.is_file() else {}
+    beside, text = path.with_name("adapter_config.json"), metadata.get("lora_adapter_metadata")
+    try:
+        if text is None and path.name == FILES[1] and beside.is_file():
+            text = beside.read_text(encoding="utf-8")
+        config = {} if text is None else json.loads(text)
+    except ValueError as error:
+        raise UserError(f"the configuration of {path.name} is no JSON ({error}); download the LoRA again") from error
+    return config if isinstance(config, dict) else {}
 
 
 def fold_alphas(

@@ -38,10 +38,14 @@ def _load(network: type[Net], name: str, kind: str) -> Net:
     path = locate(name, kind)
     try:
         with safe_open(path, framework="pt") as file:
-            arguments = json.loads((file.metadata() or {})["arguments"])
-        state = {key: tensor.to(torch.float32) for key, tensor in load_file(path).items()}
-    except Exception as error:
-        raise UserError(f"{path} is not a whole {kind} network of lightning_styles: {error}.") from error
-    module = network(**arguments)
-    module.load_state_dict(state)
+            metadata = file.metadata() or {}
+        if "arguments" not in metadata:
+            raise ValueError("its header holds no arguments")
+        module = network(**json.loads(metadata["arguments"]))
+        module.load_state_dict({key: tensor.to(torch.float32) for key, tensor in load_file(path).items()})
+    except Exception as error:  # whatever a damaged header leads to
+        cause = str(error).splitlines()[0].rstrip(".:")
+        raise UserError(
+            f"{path} is not a whole {kind} network of lightning_styles ({cause}); use tiny/{kind}, or train one."
+        ) from error
     return module.eval().requires_grad_(False)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from lightning_styles.errors import UserError
 from lightning_styles.pretrained import fingerprint, locate
 
+SINGLE_FILE = "model.diffusion_model."  # what the UNet's tensors are called in a single file
+
 
 @dataclass
 class StableDiffusion:
@@ -57,10 +59,37 @@ def load_stable_diffusion(name: str) -> StableDiffusion:
     try:
         parts = _from_single_file(path) if path.is_file() else _from_folder(path)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"{path} is not a Stable Diffusion base in diffusers layout: {error}") from error
+        cause = f"{error} is missing" if isinstance(error, KeyError) else str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{path} is not a Stable Diffusion base in diffusers layout: {cause.rstrip('.')}; "
+            "download it again, or give the path of another one."
+        ) from error
+    check_parts(path, parts)
     for part in ("unet", "vae", "text_encoder"):
         parts[part].eval().requires_grad_(False)
     return StableDiffusion(**parts, sha256=fingerprint(path))
+
+
+def check_parts(path: Path, parts: dict[str, Any]) -> None:
+    """Refuse a base that is put together from parts of different models.
+
+    Raises:
+        UserError: naming the two parts and what differs.
+    """
+    unet, vae, text = (parts[part].config for part in ("unet", "vae", "text_encoder"))
+    pairs = (
+        ("the UNet's text embedding", unet.cross_attention_dim, "the text encoder's width", text.hidden_size),
+        ("the UNet's latent channels", unet.in_channels, "the autoencoder's", vae.latent_channels),
+    )
+    for first, one, second, other in pairs:
+        if one != other:
+            raise UserError(f"{path} mixes two models: {first} is {one}, {second} {other}; take all from one model.")
+    words = max(parts["tokenizer"].get_vocab().values(), default=-1) + 1
+    if not 2 < words <= text.vocab_size:
+        raise UserError(
+            f"{path} has a foreign tokenizer: its words are numbered up to {words}, the text encoder knows "
+            f"{text.vocab_size}; take both from one model."
+        )
 
 
 def _from_folder(path: Path) -> dict[str, Any]:
@@ -70,12 +99,11 @@ def _from_folder(path: Path) -> dict[str, Any]:
     if not any((path / "tokenizer" / file).is_file() for file in ("vocab.json", "tokenizer.json")):
         raise FileNotFoundError("it has no tokenizer/vocab.json")  # transformers would make one without words
     local: dict[str, Any] = {"local_files_only": True}
+    weights = local | {"use_safetensors": True}  # never a pickle, which may run code
     return {
-        "unet": UNet2DConditionModel.from_pretrained(path, subfolder="unet", **local),
-        "vae": AutoencoderKL.from_pretrained(path, subfolder="vae", **local),
-        "text_encoder": CLIPTextModel.from_pretrained(
-            path, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True, **local
-        ),
+        "unet": UNet2DConditionModel.from_pretrained(path, subfolder="unet", **weights),
+        "vae": AutoencoderKL.from_pretrained(path, subfolder="vae", **weights),
+        "text_encoder": CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=torch.float32, **weights),
         "tokenizer": CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **local),
         "scheduler": dict(DDIMScheduler.load_config(path, subfolder="scheduler", **local)),  # type: ignore[arg-type]
     }
@@ -83,9 +111,16 @@ def _from_folder(path: Path) -> dict[str, Any]:
 
 def _from_single_file(path: Path) -> dict[str, Any]:
     from diffusers import StableDiffusionPipeline
+    from safetensors import safe_open
 
     if path.suffix != ".safetensors":
-        raise UserError(f"{path} is not a .safetensors file; a pickle may run code and is not opened here.")
+        raise UserError(
+            f"{path} is not a .safetensors file; a pickle may run code and is not opened. "
+            "Download the .safetensors file of the same model."
+        )
+    with safe_open(path, framework="pt") as file:
+        if not any(key.startswith(SINGLE_FILE) for key in file.keys()):  # noqa: SIM118 - it is no dict
+            raise ValueError(f"it has no tensors of a UNet ({SINGLE_FILE}...)")
     # Single files hold no configuration: it is read from the registered SD 1.5 folder, which must be present.
     config = locate("stable-diffusion-v1-5", "stable-diffusion")
     pipeline = StableDiffusionPipeline.from_single_file(path, config=str(config), local_files_only=True)
