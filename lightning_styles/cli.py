@@ -22,8 +22,7 @@ from lightning_styles.checkpoint_io import WholeFiles
 from lightning_styles.console import readable, say
 from lightning_styles.devices import check_devices
 from lightning_styles.errors import UserError
-from lightning_styles.files import check_writable
-from lightning_styles.imaging import replacing
+from lightning_styles.files import check_writable, replacing
 from lightning_styles.parser import ConfigFile, StylesParser
 from lightning_styles.progress import IterationBar
 from lightning_styles.required_files import foreign_classes, missing_files

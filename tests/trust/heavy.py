@@ -19,6 +19,8 @@ from lightning_styles.module import StyleModule
 class Heavy(StyleModule):
     """A small linear map, trained on noise towards noise, beside a large buffer that is carried along.
 
+    The iterations that rank 0 begins are written into the file that HEAVY_TRACE names.
+
     Args:
         megabytes: size of the buffer.
         pause: seconds that an iteration takes at least.
@@ -40,13 +42,13 @@ class Heavy(StyleModule):
         return {"layer": (optimizer, LambdaLR(optimizer, lambda step: 1 / (1 + 0.01 * step)))}
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        if (trace := os.environ.get("HEAVY_TRACE")) and self.global_rank == 0:
+            with Path(trace).open("a") as file:
+                file.write(f"{self.iteration}\n")
         time.sleep(self.pause)
         target = self.randn_like(batch, "target")
         self.ballast[self.iteration % len(self.ballast)] += 1
         self.optimize("layer", (self.layer(batch) - target).square().mean())
-        if (log := os.environ.get("HEAVY_LOG")) and self.global_rank == 0:
-            with Path(log).open("a") as file:
-                file.write(f"{self.iteration}\n")
 
 
 class HeavyData(L.LightningDataModule):
