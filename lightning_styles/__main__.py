@@ -1,7 +1,7 @@
 """The command line: answers what needs no heavy import at once and hands the rest on.
 
 Exit codes: 0 done, 1 an error the user can mend, 2 a command line or config that cannot be read,
-130 interrupted.
+128 + n when signal n ended it: 130 Ctrl-C, 138 USR1, 143 kill; a run that saves checkpoints is saved then.
 """
 
 import difflib

@@ -149,8 +149,10 @@ def test_array_tasks_share_the_photos_with_their_captions() -> None:
     assert shares == expected
 
 
-def test_fit_on_a_node_takes_one_process_a_gpu() -> None:
-    variables = {"SLURM_NTASKS_PER_NODE": "4", "SLURM_NNODES": "1"}
-    (words,) = run_sbatch("fit.sbatch", "--config", "configs/style_lora_sd15.yaml", **variables)
-    trainer = parse_only(words[words.index("lightning_styles") + 1 :])["trainer"]
-    assert (str(trainer["devices"]), trainer["num_nodes"]) == ("4", 1)
+@pytest.mark.parametrize(("script", "nodes"), [("fit.sbatch", 1), ("fit_nodes.sbatch", 2)])
+def test_fit_takes_one_process_a_gpu(script: str, nodes: int) -> None:
+    variables = {"SLURM_NTASKS_PER_NODE": "4", "SLURM_NNODES": str(nodes), "SLURM_JOB_ID": "7"}
+    (words,) = run_sbatch(script, "--config", "configs/style_lora_sd15.yaml", **variables)
+    config = parse_only(words[words.index("lightning_styles") + 1 :])
+    trainer = config["trainer"]
+    assert (str(trainer["devices"]), trainer["num_nodes"], config["run"]) == ("4", nodes, "job_7")
