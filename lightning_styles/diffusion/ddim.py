@@ -31,9 +31,7 @@ def move(process: Respaced, i: int, x_i: Tensor, x_0: Tensor, alpha_bar: float) 
     return alpha_bar**0.5 * x_0 + (1 - alpha_bar) ** 0.5 * eps
 
 
-def step_down(
-    process: Respaced, i: int, x_i: Tensor, eps: Tensor, clamp: bool = True
-) -> tuple[Tensor, Tensor]:
+def step_down(process: Respaced, i: int, x_i: Tensor, eps: Tensor, clamp: bool = True) -> tuple[Tensor, Tensor]:
     """One decoding step: x_{i-1} and the predicted x_0; they are equal at i = 0."""
     x_0 = predicted_x0(process, i, x_i, eps, clamp)
     return move(process, i, x_i, x_0, float(process.alpha_bar_prev[i])), x_0

@@ -35,7 +35,9 @@ def even_timesteps(N: int, T: int = 1000) -> list[int]:
             return list(range(0, T, stride))
         if count < N:
             fewer, more = count, len(range(0, T, stride - 1))
-            raise UserError(f"{N} steps do not divide {T} timesteps evenly; the nearest that do are {fewer} and {more}.")
+            raise UserError(
+                f"{N} steps do not divide {T} timesteps evenly; the nearest that do are {fewer} and {more}."
+            )
     raise UserError(f"{N} steps asked for, expected 1 to {T}.")
 
 

@@ -68,9 +68,7 @@ def cross_loss(
     return cosine_distance(style, direction(e_result, e_photo, normalize)).mean()
 
 
-def in_loss(
-    e_style_a: Tensor, e_style_b: Tensor, e_photo: Tensor, e_result: Tensor, normalize: bool = False
-) -> Tensor:
+def in_loss(e_style_a: Tensor, e_style_b: Tensor, e_photo: Tensor, e_result: Tensor, normalize: bool = False) -> Tensor:
     """Within a domain, pictures differ alike before and after (OSASIS, arXiv 2402.17275, eq. 19): a scalar."""
     before = direction(e_photo, e_style_a, normalize)
     return cosine_distance(before, direction(e_result, e_style_b, normalize)).mean()

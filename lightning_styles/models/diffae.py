@@ -1,4 +1,4 @@
-"""Diffusion autoencoder (DiffAE, arXiv 2111.15640), conditioned on one code z or, as in OSASIS, on two by resolution."""
+"""Diffusion autoencoder (DiffAE, arXiv 2111.15640), conditioned on one code z or, in OSASIS, on two by resolution."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field

@@ -33,9 +33,7 @@ def test_the_twin_of_the_style_image_agrees_with_the_reference() -> None:
     assert scores.argmin().item() == case["expected"]["best_by_l1"]
     for name, tensor in expected.items():
         assert excess(found[name], tensor, case["tolerance"]) < 1, name
-    whole = ancestral_sample(
-        network, found["x_t0"], process, reversed(range(start)), lambda i: given[f"p_noise_{i}"]
-    )
+    whole = ancestral_sample(network, found["x_t0"], process, reversed(range(start)), lambda i: given[f"p_noise_{i}"])
     assert torch.equal(whole, x)
 
 

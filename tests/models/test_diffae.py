@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_styles.models.diffae import DiffAE, DiffAEConfig, DiffAEUNet, LatentConfig, style_levels
-from lightning_styles.models.diffusion_blocks import gradient_checkpointing
+from lightning_styles.models.diffusion_blocks import gradient_checkpointing, timestep_embedding
 from tests.golden.fill import FOLDER, load_case
 from tests.golden.osasis_world import T_RAW, diffae, excess, inputs
 
@@ -48,8 +48,6 @@ def test_single_blocks_agree_with_the_reference() -> None:
     case, expected = load_case("osasis/a_diffae_blocks")
     given, network = inputs(case), diffae(case)
     h, temb, z = given["h0"], given["time_emb"], given["cond"]
-    from lightning_styles.models.diffusion_blocks import timestep_embedding
-
     with torch.no_grad():
         found = {
             "input_blocks.1": network.input_blocks[1](h, temb, z),
@@ -79,7 +77,8 @@ def test_latent_prior_agrees_with_the_reference() -> None:
 
 
 def test_the_full_network_has_the_official_keys_in_their_order() -> None:
-    manifests = [json.loads((FOLDER / f"osasis/manifest_diffae_ffhq256_autoenc{s}.json").read_text()) for s in ("", "_latent")]
+    files = [FOLDER / f"osasis/manifest_diffae_ffhq256_autoenc{suffix}.json" for suffix in ("", "_latent")]
+    manifests = [json.loads(file.read_text()) for file in files]
     with torch.device("meta"):
         network = DiffAE()
     expected = {key: tuple(shape) for manifest in manifests for key, shape in manifest["keys"].items()}
@@ -87,7 +86,9 @@ def test_the_full_network_has_the_official_keys_in_their_order() -> None:
     assert list(found.items()) == list(expected.items())
     assert sum(p.numel() for p in network.parameters()) == sum(m["parameters"] for m in manifests)
     with torch.device("meta"):
-        assert DiffAEUNet().state_dict().keys() == {k for k in expected if not k.startswith(("encoder.", "latent_net."))}
+        assert DiffAEUNet().state_dict().keys() == {
+            k for k in expected if not k.startswith(("encoder.", "latent_net."))
+        }
 
 
 def test_levels_of_the_style_code() -> None:
