@@ -308,7 +308,7 @@ class StyleModule(L.LightningModule):
         now = self._data_layout()
         before = {key: saved.get(key, value) for key, value in now.items()}
         if before != now and self.trainer.is_global_zero:
-            was, is_ = (f"{x['world_size']} processes x batch {x['batch_size']}" for x in (before, now))
+            was, is_ = (f"batch {x['batch_size']} on {x['world_size']} device(s)" for x in (before, now))
             log.warning("The order of the data changes: the checkpoint had %s, this run has %s.", was, is_)
 
 

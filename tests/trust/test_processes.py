@@ -1,0 +1,172 @@
+"""Two processes (DDP, gloo) for every method: equal parameters, mean gradients, own noise, exact resume."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from datamodules import sampling
+from lightning_styles import noise
+from lightning_styles.__main__ import main
+from lightning_styles.cli import strategy_for
+from lightning_styles.module import StyleModule
+from tests.micro import Micro
+from tests.trust.methods import METHODS, Method, differing, saved
+from tests.trust.two_processes import gradients_of
+
+pytest_plugins = ["tests.micro"]
+ROOT = Path(__file__).resolve().parents[2]
+CASES = [name for name, case in METHODS.items() if not case.variant]
+Ranks = tuple[dict[str, Any], dict[str, Any]]
+
+
+def launch(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python in a new process."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run([sys.executable, *command], cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def out(micro: Micro, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left behind."""
+    folder, base = tmp_path_factory.mktemp("two"), Path(micro.base).parent
+    assert micro.lora
+    done = launch(str(ROOT / "tests/trust/two_processes.py"), str(base), str(folder), cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def ranks(out: Path, name: str) -> Ranks:
+    first, second = (torch.load(out / name / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    return first, second
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_end_with_equal_parameters_from_different_noise(out: Path, name: str) -> None:
+    first, second = ranks(out, name)
+    assert differing(first["trained"], second["trained"]) == []
+    for ours, theirs in zip(first["noise"][0], second["noise"][0], strict=True):
+        assert ours[:2] == theirs[:2]
+        assert ours[2] != theirs[2], "the noise of the method"
+        assert ours[3] != theirs[3], "the global generators"
+    indices = [{digest for _, _, digest in rank["batches"][0]} for rank in (first, second)]
+    assert not indices[0] & indices[1], "each rank has its own part of the data"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_a_resumed_run_of_two_processes_ends_bit_equal_to_a_straight_one(out: Path, name: str) -> None:
+    ours, theirs = saved(out / name / "rest"), saved(out / name / "straight")
+    assert ours["lightning_styles"]["world_size"] == 2
+    assert [key for key in differing(ours, theirs) if ".callbacks.ModelCheckpoint" not in key] == []
+    for rank in ranks(out, name):
+        for seen in ("batches", "noise"):
+            whole, rest = rank[seen]
+            assert [entry for entry in whole if entry[0] >= 2] == rest
+
+
+class OneOfTwo:
+    """Makes a single process draw the noise and the data of rank `rank` of two."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+        sampler = sampling.StepSampler
+        ranked = lambda *sizes, **words: sampler(*sizes, **(words | {"rank": rank, "world": 2}))  # noqa: E731
+        monkeypatch.setattr(sampling, "StepSampler", ranked)
+        draw = lambda method, purpose: noise.generator(method.seed, method.iteration, rank, purpose)  # noqa: E731
+        monkeypatch.setattr(StyleModule, "generator", draw)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_the_mean_over_the_data_of_both_ranks(
+    out: Path, micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    alone = []
+    for rank in (0, 1):
+        with monkeypatch.context() as patch:
+            OneOfTwo(patch, rank)
+            alone.append(gradients_of(plain(METHODS[name]), micro, tmp_path).seen)
+    both = [rank["gradients"] for rank in ranks(out, name)]
+    assert differing(both[0], both[1]) == []
+    assert len(both[0]) == len(alone[0]) >= 2
+    for (optimizer, ours), (_, first), (_, second) in zip(both[0], *alone, strict=True):
+        mean = flat({key: (first[key] + second[key]) / 2 for key in ours})
+        assert mean.norm() > 0, optimizer
+        assert (flat(ours) - mean).norm() < 1e-4 * mean.norm(), optimizer
+        assert (flat(first) - flat(second)).norm() > 1e-2 * mean.norm(), "the ranks see different data"
+        for part in METHODS[name].adapters.get(optimizer, []):
+            assert flat({key: g for key, g in ours.items() if part in key}).norm() > 0, part
+
+
+def plain(case: Method) -> Method:
+    """The method without gradient checkpointing: what it saves must change no gradient."""
+    return Method(case.make, case.data, case.losses)
+
+
+def flat(gradients: dict[str, Tensor]) -> Tensor:
+    return torch.cat([gradient.flatten().double() for gradient in gradients.values()])
+
+
+# ---- the command line
+
+
+@pytest.mark.parametrize(
+    ("strategy", "accelerator", "devices", "nodes", "expected"),
+    [
+        ("auto", "cpu", 1, 1, "auto"), ("auto", "auto", "auto", 1, "auto"), ("ddp", "cpu", 2, 1, "ddp"),
+        *[("auto", "cpu", devices, 1, "ddp_find_unused_parameters_true") for devices in (2, "2", [0, 1], "0,1")],
+        ("auto", "cpu", 1, 2, "ddp_find_unused_parameters_true"), ("auto", "gpu", [1], 1, "auto"),
+        ("auto", "gpu", "1,", 1, "auto"),
+    ],
+)  # fmt: skip
+def test_several_devices_without_a_strategy_find_unused_parameters(
+    monkeypatch: pytest.MonkeyPatch, strategy: str, accelerator: str, devices: Any, nodes: int, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert strategy_for(strategy, accelerator, devices, nodes) == expected
+
+
+def experiment(micro: Micro, folder: Path) -> str:
+    """SMS on a picture, as a config file."""
+    method = METHODS["sms"].make(micro)
+    content = {
+        "model": {"class_path": "lightning_styles.methods.sms.SMS", "init_args": dict(method.hparams)},
+        "data": {"class_path": "datamodules.Pictures", "init_args": {"images": "scene:portrait/3", "resolution": 32}},
+        "trainer": {
+            "max_steps": 4, "max_epochs": -1, "accelerator": "cpu", "num_sanity_val_steps": 0, "limit_val_batches": 0,
+            "enable_progress_bar": False,
+            "callbacks": [{"class_path": "callbacks.Checkpoints", "init_args": {"every_n_iterations": 2}}],
+        },
+    }  # fmt: skip
+    (folder / "sms.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    return "sms.yaml"
+
+
+@pytest.mark.slow
+def test_the_command_line_takes_two_devices_and_goes_on_with_one(
+    micro: Micro,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = experiment(micro, tmp_path)
+    done = launch("-m", "lightning_styles", "fit", "--config", config, "--trainer.devices", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first = "fit: SMS on 2 x cpu, global batch 2 = devices 2 x batch 1 x accumulate 1, iterations 0 to 4"
+    assert done.stdout.splitlines()[0] == first
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning_styles"])
+    arguments = ["--ckpt_path", "last", "--trainer.max_steps", "5", "--trainer.devices", "1"]
+    assert main(["fit", "--config", config, *arguments]) == 0
+    message = "The order of the data changes: the checkpoint had batch 1 on 2 device(s), this run has batch 1 on 1"
+    assert message in caplog.text
+    assert "Results: runs/sms/version_0" in capsys.readouterr().out
+    assert saved(tmp_path / "runs/sms/version_0/checkpoints")["global_step"] == 5

@@ -1,0 +1,43 @@
+"""What `test_processes` lets two processes do with every method: `python tests/trust/two_processes.py MICRO OUT`.
+
+Each rank leaves OUT/<method>/rank<r>.pt behind, rank 0 the checkpoints too. One launch serves all methods.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.micro import Micro, quiet_trainer
+from tests.trust.methods import METHODS, Gradients, Method, busy, train
+
+SETTINGS = {"devices": 2, "strategy": "ddp_find_unused_parameters_true"}
+
+
+def gradients_of(case: Method, micro: Micro, folder: Path, **trainer: object) -> Gradients:
+    """The gradients of two iterations, with gradient checkpointing where the method has it."""
+    seen = Gradients()
+    run = quiet_trainer(folder, 2, callbacks=[seen], **trainer)
+    run.fit(case.make(micro, **case.saving_memory), datamodule=case.data(0))
+    return seen
+
+
+def work(case: Method, micro: Micro, out: Path) -> None:
+    """A straight run, one that goes on from its middle, and gradients."""
+    method = case.make(micro)
+    straight, run = train(method, case.data(0), out / "straight", **SETTINGS, **busy())
+    middle = out / "straight" / "step=2.ckpt"
+    rest, _ = train(case.make(micro), case.data(2), out / "rest", ckpt_path=middle, **SETTINGS, **busy())
+    record = {
+        "trained": method.state_dict(),
+        "batches": (straight.batches, rest.batches),
+        "noise": (straight.noise, rest.noise),
+        "gradients": gradients_of(case, micro, out, **SETTINGS).seen,
+    }
+    torch.save(record, out / f"rank{run.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    for name, case in METHODS.items():
+        if not case.variant:
+            work(case, Micro(Path(sys.argv[1])), Path(sys.argv[2]) / name)
