@@ -169,15 +169,7 @@ def test_the_weights_move_as_in_the_reference(training: Training) -> None:
 class GoldenOSASIS(OSASIS):
     """The method with the networks, pictures and the stand-in for CLIP of the parity case."""
 
-    def __init__(self, training: Training, folder: Path) -> None:
-        c, self.golden = training.config, training
-        save_diffae(folder / "a.safetensors", training.A, dtype=torch.float32)
-        super().__init__(
-            diffae=str(folder / "a.safetensors"), style_image="none", clip="none", perceptual="none",
-            iterations=c["n_iter"], resolution=c["image_size"], weights={ours: c[theirs] for ours, theirs in NAMES.items()},
-            lr=c["lr"], spn_lr=c["lr_map"], lambda_spn=c["lambda_map"], t0=c["t0_ratio"], dropout=False,
-            steps={"encode": c["T_train_for"], "decode": c["T_train_back"]}, predict_steps={},
-        )  # fmt: skip
+    golden: Training
 
     def configure_model(self) -> None:
         super().configure_model()
@@ -201,7 +193,15 @@ class GoldenPhotos(L.LightningDataModule):
 
 
 def test_the_method_moves_its_weights_as_in_the_reference(training: Training, tmp_path: Path) -> None:
-    method = GoldenOSASIS(training, tmp_path)
+    c, file = training.config, tmp_path / "a.safetensors"
+    save_diffae(file, training.A, dtype=torch.float32)
+    weights = {ours: c[theirs] for ours, theirs in NAMES.items()}
+    method = GoldenOSASIS(
+        diffae=str(file), style_image="none", clip="none", perceptual="none", iterations=c["n_iter"], weights=weights,
+        resolution=c["image_size"], lr=c["lr"], spn_lr=c["lr_map"], lambda_spn=c["lambda_map"], t0=c["t0_ratio"],
+        steps={"encode": c["T_train_for"], "decode": c["T_train_back"]}, predict_steps={}, dropout=False,
+    )  # fmt: skip
+    method.__dict__["golden"] = training
     run = quiet_trainer(tmp_path, training.config["n_iter"])
     run.fit(method, datamodule=GoldenPhotos(training))
     assert run.global_step == training.config["n_iter"]

@@ -1,0 +1,346 @@
+"""OSASIS: a stylizer of photos from one style picture (arXiv 2402.17275).
+
+Notation: A the frozen diffusion autoencoder, B its finetuned copy, SPN the structure-preserving network. I_B^style is
+the style picture, I_A^style its photorealistic twin, I_A a batch of P photos; z codes, x pictures noised to t0, j steps
+of the decoder. P photos and the style picture go through B together, the style picture first.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchvision.utils import make_grid
+
+from lightning_styles import noise
+from lightning_styles.diffusion import ddim
+from lightning_styles.diffusion.respacing import (
+    Respaced,
+    aligned_decode_indices,
+    decode_indices,
+    encode_indices,
+    even_timesteps,
+    linear_betas,
+)
+from lightning_styles.diffusion.twin import twin_candidates
+from lightning_styles.errors import UserError
+from lightning_styles.imaging import read_image, save_png
+from lightning_styles.losses.clip_direction import check_directions, clip_input
+from lightning_styles.losses.osasis import WEIGHTS, Anchors, embedding_terms, picture_terms, twin_scores
+from lightning_styles.models.diffae import DiffAEUNet, style_levels
+from lightning_styles.models.diffusion_blocks import gradient_checkpointing
+from lightning_styles.models.spn import MappingNet, MappingNetTime
+from lightning_styles.module import StyleModule
+from lightning_styles.pretrained import fingerprint, locate
+from lightning_styles.square import from_square, to_square
+
+
+class OSASIS(StyleModule):
+    """Finetune a copy of a diffusion autoencoder until photos move as one style picture moved from its twin.
+
+    `prepare` makes the twin (fit does it where it is missing); `fit` trains on photos that the data samples from the
+    autoencoder itself; `predict` stylizes photos. One iteration is one batch of photos with an optimizer step at every
+    step of the decoder, as in the paper.
+
+    Args:
+        diffae: the diffusion autoencoder A with its semantic encoder.
+        style_image: I_B^style, a picture of any size.
+        twin_image: I_A^style; None makes it with `domain_model`.
+        domain_model: diffusion model with learned variances of the photos' domain, for the twin.
+        clip: CLIP whose embeddings give the directions.
+        lpips: trunk of LPIPS; None where `perceptual` is given instead.
+        perceptual: small perceptual network in place of LPIPS.
+        iterations: batches of photos.
+        resolution: side S of the pictures that the autoencoder was trained on, in px.
+        fit_to_square: how other aspect ratios become the network's square: "letterbox" (nothing is lost, and predict
+            crops the borders again), "crop" (its middle) or "squash" (official code).
+        candidates: twins to choose from (the official code makes 1).
+        weights: of the terms cross, in, re_clip, re_l1, re_lpips; those of the official code where left out.
+        lr: Adam's learning rate of B.
+        spn_lr: Adam's learning rate of the SPN.
+        spn: the structure-preserving network: with "time", without ("plain"), or "none".
+        lambda_spn: factor on SPN(I_A); 0.1 in the paper, more keeps more structure.
+        lambda_style: factor on SPN(I_A^style) in training (official code 1, the paper's formula suggests lambda_spn).
+        spn_time: what the SPN is told: the step's "index" (official code) or the "timestep".
+        t0: how far pictures are noised before B decodes them, in (0, 1).
+        start: first step of the decoder: the one "below" the level of x (official code) or the "aligned" one.
+        steps: {encode, decode} in training; each divides 1000 evenly.
+        predict_steps: the same in `predict`.
+        f_ch: feature maps of at least this side take the style picture's code, smaller ones the photo's.
+        swap_codes: exchange the two codes in `predict` (ablation of the paper).
+        dropout: dropout of B in training, as in the official code.
+        clip_preprocess: "osasis" shows CLIP the nearest pixels in [-1, 1], "clip" what it was trained on.
+        normalize_directions: take directions between embeddings of unit length (MTG).
+        re_clip: the reconstruction's embedding by "cosine" (official code) or "l1" (paper).
+        frozen_precision: of A and CLIP; "auto" is bfloat16 on a GPU and float32 elsewhere.
+        gradient_checkpointing: recompute B's activations in the backward pass: less memory, slower.
+        compile: compile B with torch.compile.
+        cache: folder of the twins.
+        metrics: name -> network or folder for `validate` and `test`, see `lightning_styles.metrics`.
+        seed: key of all randomness.
+    """
+
+    A: Any
+    clip: Any
+    pictures: Tensor
+
+    def __init__(
+        self,
+        *,
+        diffae: str,
+        style_image: str,
+        twin_image: str | None = None,
+        domain_model: str | None = None,
+        clip: str,
+        lpips: str | None = None,
+        perceptual: str | None = None,
+        iterations: int = 200,
+        resolution: int = 256,
+        fit_to_square: Literal["letterbox", "crop", "squash"] = "letterbox",
+        candidates: int = 30,
+        weights: dict[str, float],
+        lr: float = 5e-6,
+        spn_lr: float = 1e-4,
+        spn: Literal["time", "plain", "none"] = "time",
+        lambda_spn: float = 0.1,
+        lambda_style: float = 1.0,
+        spn_time: Literal["index", "timestep"] = "index",
+        t0: float = 0.5,
+        start: Literal["below", "aligned"] = "below",
+        steps: dict[str, int],
+        predict_steps: dict[str, int],
+        f_ch: int = 32,
+        swap_codes: bool = False,
+        dropout: bool = True,
+        clip_preprocess: Literal["osasis", "clip"] = "osasis",
+        normalize_directions: bool = False,
+        re_clip: Literal["cosine", "l1"] = "cosine",
+        frozen_precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+        cache: str = "runs/osasis_twins",
+        metrics: dict[str, str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(iterations=iterations, seed=seed, metrics=metrics)
+        if not 0 < t0 < 1:
+            raise UserError(f"t0 is {t0}; expected a share of the noise between 0 and 1, such as 0.5.")
+        if (lpips is None) == (perceptual is None):
+            raise UserError("set one of model.lpips (trunk of LPIPS) and model.perceptual, not both or neither.")
+        self.save_hyperparameters()
+
+    @classmethod
+    def required_models(cls, init_args: dict[str, Any]) -> list[tuple[str, str]]:
+        kinds = {"diffae": "diffae", "clip": "clip", "lpips": "lpips", "perceptual": "perceptual"}
+        kinds |= {"style_image": "file", "twin_image": "file"}
+        if not init_args.get("twin_image"):
+            kinds["domain_model"] = "guided-diffusion"
+        named = [(init_args[key], kind) for key, kind in kinds.items() if init_args.get(key)]
+        return named + super().required_models(init_args)
+
+    # ---- networks and the style picture
+
+    def kept(self, name: str) -> bool:
+        return name.startswith(("B.", "spn.", "pictures"))
+
+    def configure_model(self) -> None:
+        if hasattr(self, "B"):
+            return
+        from lightning_styles.pretrained.diffae import frozen_diffae
+
+        h = self.hparams
+        self.base_models = {h.diffae: fingerprint(locate(h.diffae, "diffae"))}
+        self.A = frozen_diffae(h.diffae).model.to(self.frozen_dtype(h.frozen_precision))
+        self.B = DiffAEUNet(self.A.config)
+        self.B.load_state_dict({key: value.float() for key, value in self.A.state_dict().items() if not_codes(key)})
+        self.B.train(h.dropout)
+        self.spn = {"time": MappingNetTime, "plain": MappingNet, "none": NoSPN}[h.spn]()
+        self.register_buffer(
+            "pictures", torch.zeros(2, 3, self.hparams.resolution, self.hparams.resolution)
+        )  # I_A^style, I_B^style
+        gradient_checkpointing(self.B, h.gradient_checkpointing)
+        if h.compile:
+            self.B.compile()
+        self.encoder, self.decoder = (self.process(h.steps[key]) for key in ("encode", "decode"))
+        if self.trainer.state.fn == "fit":
+            self._load_judges()
+
+    def _load_judges(self) -> None:
+        from lightning_styles.pretrained.clip import load_clip
+
+        self.__dict__["clip"] = load_clip(self.hparams.clip)
+        self.judge = self.perceptual_network()
+        self.clip_model = self.clip.model.to(self.frozen_dtype(self.hparams.frozen_precision))
+
+    def perceptual_network(self) -> nn.Module:
+        """LPIPS or its small stand-in, frozen."""
+        from lightning_styles.metrics.perceptual import load_lpips
+        from lightning_styles.pretrained.networks import load_perceptual
+
+        h = self.hparams
+        return load_lpips(h.lpips) if h.lpips else load_perceptual(h.perceptual)
+
+    def process(self, steps: int) -> Respaced:
+        """The picture process with `steps` evenly spaced timesteps."""
+        return Respaced.of(linear_betas(), even_timesteps(steps))
+
+    def open_square(self, path: str) -> Tensor:
+        """The picture (1, 3, S, S) of a file."""
+        return to_square(read_image(path)[None], self.hparams.resolution, self.hparams.fit_to_square)
+
+    # ---- the twin of the style picture
+
+    def prepare(self, datamodule: Any) -> None:
+        """Make the photorealistic twin of the style picture, unless it is there."""
+        from lightning_styles.console import say
+
+        twin = self.find_twin()
+        say(f"twin of the style picture:  {twin}", f"all candidates, best first: {self.candidates_file(twin)}")
+
+    def find_twin(self) -> Path:
+        """The file of I_A^style, made now if need be; beside it a sheet of all candidates with their scores."""
+        h = self.hparams
+        if h.twin_image:
+            return Path(h.twin_image)
+        if not h.domain_model:
+            raise UserError(
+                "the style picture needs a photorealistic twin: set model.domain_model or model.twin_image."
+            )
+        network = locate(h.domain_model, "guided-diffusion")
+        parts = (fingerprint(Path(h.style_image)), fingerprint(network), h.candidates, h.fit_to_square, h.t0, self.seed)
+        path = Path(h.cache) / f"{Path(h.style_image).stem}_{noise.number(*map(str, parts)):016x}.png"
+        if not path.exists():
+            self._make_twin(path)
+        return path
+
+    @staticmethod
+    def candidates_file(twin: Path) -> Path:
+        """The sheet that shows the style picture and all candidates for its twin, the best first."""
+        return twin.with_name(f"{twin.stem}_candidates.png")
+
+    @torch.no_grad()
+    def _make_twin(self, path: Path) -> None:
+        from lightning_styles.pretrained.diffae import load_guided_unet
+
+        h, device = self.hparams, self.run_device
+        style, judge = self.open_square(h.style_image).to(device), self.perceptual_network().to(device)
+        network = load_guided_unet(locate(h.domain_model, "guided-diffusion")).to(device)
+        candidates = torch.cat(list(twin_candidates(network, style, h.candidates, t0=h.t0, seed=self.seed)))
+        scores = twin_scores(candidates, style, lambda x: judge(x, style.expand_as(x)))
+        save_png(self.candidates_file(path), make_grid(torch.cat([style, candidates[scores.argsort()]])))
+        save_png(path, candidates[scores.argmin()], {"score": scores.min().item(), "candidates": h.candidates})
+
+    def on_fit_start(self) -> None:
+        h = self.hparams
+        if not self.pictures.any():  # a resumed run has them from its checkpoint
+            if self.trainer.is_global_zero:
+                self.find_twin()
+            self.trainer.strategy.barrier()
+            self.pictures.copy_(torch.cat([self.open_square(str(self.find_twin())), self.open_square(h.style_image)]))
+        self.twin, self.style = self.pictures[:1], self.pictures[1:]
+        self.e_twin, self.e_style = self.embed(self.twin), self.embed(self.style)
+        check_directions(self.e_twin, self.e_style, normalize=h.normalize_directions)
+        self.z_twin, self.x_twin = self.encode(self.twin, self.encoder)
+
+    # ---- the parts of the algorithm
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, encoder: Respaced) -> tuple[Tensor, Tensor]:
+        """Codes z (P, D) of `images` (P, 3, S, S), and the pictures noised to t0 with A, (P, 3, S, S)."""
+        z = self.A.encoder(images)
+        network = partial(self.A, z=z)
+        return z, ddim.encode(network, images, encoder, encode_indices(len(encoder), self.hparams.t0))
+
+    def decoder_indices(self, encoder: Respaced, decoder: Respaced) -> list[int]:
+        """Steps j of the decoder, in order."""
+        if self.hparams.start == "aligned":
+            return aligned_decode_indices(decoder, encoder, self.hparams.t0)
+        return decode_indices(len(decoder), self.hparams.t0)
+
+    def offset(self, images: Tensor, decoder: Respaced, j: int) -> Tensor:
+        """SPN(I, j) (P, 3, S, S) of clean `images`."""
+        time = decoder.timesteps[j] if self.hparams.spn_time == "timestep" else j
+        return self.spn(images, torch.full((len(images),), time, device=images.device))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """CLIP embeddings (P, D) of `images` (P, 3, S, S)."""
+        clip = self.clip
+        shown = clip_input(images, self.hparams.clip_preprocess, clip.size, clip.mean, clip.std)
+        return clip.model.encode_image(shown.to(clip.model.positional_embedding.dtype)).float()
+
+    # ---- training
+
+    def named_optimizers(self) -> dict[str, tuple[Optimizer, LambdaLR | None]]:
+        h = self.hparams
+        groups = [{"params": self.B.parameters(), "lr": h.lr}, {"params": self.spn.parameters(), "lr": h.spn_lr}]
+        return {"stylizer": (Adam(groups), None)}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        h, photos = self.hparams, batch["image"]
+        z, x = self.encode(photos, self.encoder)
+        with torch.no_grad():
+            anchors = Anchors(self.e_twin, self.e_style, self.embed(photos))
+        images, z, x = (torch.cat(pair) for pair in ((self.twin, photos), (self.z_twin, z), (self.x_twin, x)))
+        strength = x.new_tensor([h.lambda_style] + [h.lambda_spn] * len(photos))[:, None, None, None]
+        indices = self.decoder_indices(self.encoder, self.decoder)
+        for j in indices:
+            x = x + strength * self.offset(images, self.decoder, j)
+            x_next, x_0 = ddim.step_down(self.decoder, j, x, self.B(x, self.decoder.t(j, x), z))
+            losses = self.losses(anchors, x_0[1:], x_0[:1])
+            self.optimize("stylizer", self.total_loss(losses, WEIGHTS | h.weights), ends_iteration=j == indices[-1])
+            x = x_next.detach()
+        self.shown = photos[:4]
+
+    def losses(self, anchors: Anchors, result: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+        """The five terms for the x_0 predicted for the photos (P, 3, S, S) and for the style picture (1, 3, S, S)."""
+        h, e = self.hparams, self.embed(torch.cat([reconstruction, result]))
+        terms = embedding_terms(anchors, e[1:], e[:1], h.re_clip, h.normalize_directions)
+        return terms | picture_terms(reconstruction, self.style, lambda x: self.judge(x, self.style))
+
+    # ---- stylizing
+
+    @torch.no_grad()
+    def stylize(self, images: Tensor, encoder: Respaced, decoder: Respaced) -> Tensor:
+        """Results (P, 3, S, S) for photos of the same shape (equation 27)."""
+        h = self.hparams
+        z, x = self.encode(images, encoder)
+        z_style = self.A.encoder(self.pictures[1:]).expand_as(z)
+        if h.swap_codes:
+            z, z_style = z_style, z
+        levels = style_levels(h.f_ch, self.hparams.resolution, self.B.levels)
+        training, B = self.B.training, partial(self.B.eval(), z=z, z_style=z_style, style_levels=levels)
+        indices = self.decoder_indices(encoder, decoder)
+        result = ddim.decode(B, x, decoder, indices, lambda j: h.lambda_spn * self.offset(images, decoder, j))
+        self.B.train(training)
+        return result
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any] | None:
+        """Stylize photos of any one size."""
+        if self.finished.issuperset(batch["name"]):
+            return None
+        h, (height, width) = self.hparams, batch["image"].shape[-2:]
+        processes = (self.process(h.predict_steps[key]) for key in ("encode", "decode"))
+        results = self.stylize(to_square(batch["image"], self.hparams.resolution, h.fit_to_square), *processes)
+        images = from_square(results, height, width, h.fit_to_square)
+        return {"image": list(images), "name": batch["name"], "settings": dict(h)}
+
+    def preview(self) -> dict[str, Tensor]:
+        if not hasattr(self, "shown"):
+            return {}
+        style = self.pictures[1:].expand_as(self.shown)
+        return {"source": self.shown, "style": style, "result": self.stylize(self.shown, self.encoder, self.decoder)}
+
+
+class NoSPN(nn.Module):
+    """Stands where the structure-preserving network is ablated."""
+
+    def forward(self, image: Tensor, t: Tensor) -> Tensor:
+        return torch.zeros_like(image)
+
+
+def not_codes(key: str) -> bool:
+    """Whether a key of DiffAE belongs to its UNet, neither to the encoder of codes nor to their prior."""
+    return not key.startswith(("encoder.", "latent_net."))

@@ -1,0 +1,218 @@
+"""OSASIS as a method: the official training loop, its options, the style picture's twin, stylizing any photo."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules import Pictures
+from datamodules.diffae_samples import DiffAESamples
+from lightning_styles.errors import UserError
+from lightning_styles.imaging import read_image
+from lightning_styles.methods.osasis import OSASIS
+from lightning_styles.square import to_square
+from tests.micro import quiet_trainer
+from tests.micro_osasis import SIZE, MicroOSASIS
+
+pytest_plugins = ["tests.micro_osasis"]
+
+
+def make_osasis(micro: MicroOSASIS, **changes: Any) -> OSASIS:
+    settings: dict[str, Any] = {
+        "diffae": micro.diffae, "style_image": micro.style, "domain_model": micro.guided, "clip": micro.clip,
+        "perceptual": "tiny/perceptual", "iterations": 2, "resolution": SIZE, "candidates": 3, "lr": 1e-3,
+        "steps": {"encode": 10, "decode": 4}, "predict_steps": {"encode": 10, "decode": 5}, "weights": {}, "f_ch": 32,
+        "cache": str(micro.folder / "twins"),
+    }  # fmt: skip
+    return OSASIS(**(settings | changes))
+
+
+def samples(micro: MicroOSASIS, **changes: Any) -> DiffAESamples:
+    settings: dict[str, Any] = {"diffae": micro.diffae, "size": SIZE, "batch_size": 2, "steps": 4, "latent_steps": 4}
+    return DiffAESamples(**(settings | changes))
+
+
+def fit(folder: Path, method: OSASIS, data: Any, steps: int = 2, **settings: Any) -> Any:
+    run = quiet_trainer(folder, steps, **settings)
+    run.fit(method, datamodule=data, weights_only=True)
+    return run
+
+
+def trained(method: OSASIS) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in method.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def default(micro_osasis: MicroOSASIS, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """What one iteration with default settings learns."""
+    method = make_osasis(micro_osasis, iterations=1)
+    fit(tmp_path_factory.mktemp("default"), method, samples(micro_osasis), steps=1)
+    return trained(method)
+
+
+def test_an_iteration_updates_at_every_step_of_the_decoder(micro_osasis: MicroOSASIS, tmp_path: Path) -> None:
+    method = make_osasis(micro_osasis)
+    run = fit(tmp_path, method, samples(micro_osasis))
+    (optimizer,) = run.optimizers
+    assert run.global_step == 2
+    assert {int(state["step"]) for state in optimizer.state.values()} == {2 * 2}  # half of 4 steps, twice
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-4]
+    start, end = method.A.state_dict(), method.B.state_dict()
+    assert not any(torch.equal(end[key], start[key]) for key in end), "every tensor of B has moved"
+    assert all(p.grad is None and not p.requires_grad for p in method.A.parameters())
+    assert set(trained(method)) == {
+        *(f"B.{k}" for k in end),
+        *(f"spn.{k}" for k in method.spn.state_dict()),
+        "pictures",
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lambda_spn": 0.5}, {"lambda_style": 0.1}, {"spn": "plain"}, {"spn": "none"}, {"spn_time": "timestep"},
+        {"start": "aligned"}, {"t0": 0.8}, {"dropout": False}, {"clip_preprocess": "clip"}, {"re_clip": "l1"},
+        {"normalize_directions": True}, {"weights": {"cross": 0.0}}, {"fit_to_square": "crop"},
+        {"fit_to_square": "squash"}, {"frozen_precision": "bfloat16"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_option_changes_what_is_learned(
+    micro_osasis: MicroOSASIS, default: dict[str, Tensor], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    changed = make_osasis(micro_osasis, iterations=1, **options)
+    fit(tmp_path, changed, samples(micro_osasis), steps=1)
+    theirs = trained(changed)
+    assert all(torch.isfinite(value).all() for value in theirs.values())
+    assert not torch.equal(default["B.out.2.weight"], theirs["B.out.2.weight"])
+
+
+def test_gradient_checkpointing_changes_no_number(
+    micro_osasis: MicroOSASIS, default: dict[str, Tensor], tmp_path: Path
+) -> None:
+    method = make_osasis(micro_osasis, iterations=1, gradient_checkpointing=True)
+    fit(tmp_path, method, samples(micro_osasis), steps=1)
+    theirs = trained(method)
+    for key, value in default.items():
+        torch.testing.assert_close(theirs[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pool_gives_the_photos_that_sampling_gives(micro_osasis: MicroOSASIS, tmp_path: Path) -> None:
+    batches: list[list[Tensor]] = []
+    for pool in (0, 3, 3):
+        data = samples(micro_osasis, pool=pool, cache=str(tmp_path / "pool"))
+        run = quiet_trainer(tmp_path, 2)
+        data.trainer = run
+        loader = data.train_dataloader()
+        batches.append([data.on_after_batch_transfer(dict(batch), 0)["image"] for batch in loader])
+        if pool:
+            assert data.pool.shape == (3, 3, SIZE, SIZE)
+    files = list((tmp_path / "pool").rglob("*.pt"))
+    assert len(files) == 1, "the second run found the pool of the first"
+    assert torch.equal(torch.cat(batches[1]), torch.cat(batches[2]))
+    direct = samples(micro_osasis).sample([0, 1, 2], torch.device("cpu"))
+    first_pass = torch.cat(batches[1])[:3]
+    distances = (first_pass[:, None] - direct[None]).abs().flatten(2).mean(2)
+    assert sorted(distances.argmin(1).tolist()) == [0, 1, 2], "each picture of the pool once"
+    assert distances.min(1).values.max() < 1e-3
+
+
+def test_the_twin_is_the_best_candidate_and_made_once(
+    micro_osasis: MicroOSASIS, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method = make_osasis(micro_osasis, cache=str(tmp_path / "twins"))
+    quiet_trainer(tmp_path, 2).strategy.connect(method)
+    method.prepare(None)
+    (twin, sheet) = sorted((tmp_path / "twins").iterdir(), key=lambda file: len(file.name))
+    assert str(twin) in capsys.readouterr().out
+    style = to_square(read_image(micro_osasis.style)[None], SIZE, "letterbox")
+    judge, made = method.perceptual_network(), read_image(twin)[None]
+    scores = 10 * (made - style).abs().mean() + judge(made, style)
+    assert scores.item() == pytest.approx(
+        float(Image.open(twin).text["lightning_styles"].split('"score": ')[1][:6]), rel=1e-2
+    )
+    assert Image.open(sheet).size == ((SIZE + 2) * 4 + 2, SIZE + 4)
+    written = twin.stat().st_mtime_ns
+    method.prepare(None)
+    assert twin.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("fit_to_square", ["letterbox", "crop"])
+def test_photos_of_any_size_are_stylized(micro_osasis: MicroOSASIS, tmp_path: Path, fit_to_square: str) -> None:
+    method = make_osasis(micro_osasis, fit_to_square=fit_to_square)
+    fit(tmp_path, method, samples(micro_osasis))
+    photos = Pictures(images=micro_osasis.style, resolution=None)
+    (batch,) = quiet_trainer(tmp_path, 1).predict(method, datamodule=photos)  # type: ignore[misc]
+    (image,) = batch["image"]
+    assert image.shape == ((3, 23, 32) if fit_to_square == "letterbox" else (3, SIZE, SIZE))
+    assert torch.isfinite(image).all()
+
+
+def test_the_codes_are_mixed_by_resolution(micro_osasis: MicroOSASIS, tmp_path: Path) -> None:
+    method = make_osasis(micro_osasis)
+    fit(tmp_path, method, samples(micro_osasis))
+    photos = samples(micro_osasis).sample([0, 1], torch.device("cpu"))
+    processes = [method.process(steps) for steps in (10, 5)]
+    results = {}
+    for name, (f_ch, swap) in {
+        "mixed": (32, False),
+        "photo": (64, False),
+        "style": (8, False),
+        "swapped": (64, True),
+    }.items():
+        method.hparams.update(f_ch=f_ch, swap_codes=swap)
+        results[name] = method.stylize(photos, *processes)
+    # Without a level for the style's code the photo's is everywhere; swapped, that is the style's.
+    assert (results["style"] - results["swapped"]).abs().max() > 0  # the middle always takes the content's code
+    for one, other in (("mixed", "photo"), ("mixed", "style"), ("photo", "style"), ("photo", "swapped")):
+        assert (results[one] - results[other]).abs().max() > 1e-4, (one, other)
+
+
+def test_a_checkpoint_needs_no_style_picture(micro_osasis: MicroOSASIS, tmp_path: Path) -> None:
+    method = make_osasis(micro_osasis)
+    fit(tmp_path, method, samples(micro_osasis)).save_checkpoint(tmp_path / "last.ckpt")
+    photos = Pictures(images="scene:portrait/0-1?seed=1", resolution=SIZE, batch_size=2)
+    run = quiet_trainer(tmp_path, 1)
+    (ours,) = run.predict(method, datamodule=photos)  # type: ignore[misc]
+    fresh = make_osasis(micro_osasis, style_image="gone.png")
+    (theirs,) = run.predict(fresh, datamodule=photos, ckpt_path=tmp_path / "last.ckpt", weights_only=True)  # type: ignore[misc]
+    assert all(torch.equal(a, b) for a, b in zip(ours["image"], theirs["image"], strict=True))
+    other = make_osasis(micro_osasis, diffae=micro_osasis.other)
+    with pytest.raises(UserError, match="was trained on base"):
+        run.predict(other, datamodule=photos, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+
+
+def test_a_style_picture_that_is_its_own_twin_is_refused(micro_osasis: MicroOSASIS, tmp_path: Path) -> None:
+    method = make_osasis(micro_osasis, twin_image=micro_osasis.style)
+    with pytest.raises(UserError, match="no difference between the style image and its photorealistic twin"):
+        fit(tmp_path, method, samples(micro_osasis))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"t0": 1.0}, "t0 is 1.0"),
+        ({"lpips": "lpips-vgg"}, "set one of model.lpips"),
+        ({"perceptual": None}, "set one of model.lpips"),
+        ({"steps": {"encode": 300, "decode": 4}}, "300 steps do not divide 1000"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_work_are_refused(
+    micro_osasis: MicroOSASIS, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        fit(tmp_path, make_osasis(micro_osasis, **changes), samples(micro_osasis))
+
+
+def test_photos_can_be_real_ones(micro_osasis: MicroOSASIS, tmp_path: Path) -> None:
+    class Photos(Pictures):
+        def train_dataloader(self) -> DataLoader[Any]:
+            return self.predict_dataloader()
+
+    photos = Photos(images="scene:portrait/0-3", resolution=SIZE, batch_size=2)
+    assert fit(tmp_path, make_osasis(micro_osasis), photos).global_step == 2
