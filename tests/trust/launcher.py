@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ class Launch:
 def _run(
     folder: str, arguments: list[str], printed: str, trace: str, limit: int | None, ignored: int | None, group: bool
 ) -> None:
+    set_start_method("fork", force=True)  # as in a process that was started by hand
     os.chdir(folder)
     if group:
         os.setsid()

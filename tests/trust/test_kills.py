@@ -97,7 +97,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     second = Launch(folder, *FIT, "--ckpt_path", "last", "--trainer.max_steps", "8", limit=1_000_000)
     assert second.end() == 1
     error = second.printed.splitlines()[-1]
-    path = folder / RUN / LAST
+    path = RUN / LAST
     assert error.startswith(f"error: The checkpoint {path} could not be written: the file is too large (")
     assert "2.0 MB needed, " in error
     assert error.endswith(f"; {path} of the save before is kept. Make room, then go on from there.")
