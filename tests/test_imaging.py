@@ -221,3 +221,10 @@ def test_orientation_and_small_decoding_together(tmp_path, suffix, orientation):
         "lower left": image[:, -3, 2], "lower right": image[:, -3, -3],
     }  # fmt: skip
     assert [name for name, pixel in quarters.items() if pixel.mean() > 0.9] == [corner]
+
+
+def test_a_picture_of_a_hundred_megapixels_is_read_small(tmp_path):
+    Image.new("L", (12_500, 8_000), 255).save(tmp_path / "huge.jpg")
+    image = imaging.read_image(tmp_path / "huge.jpg", short_side=64)
+    assert image.shape == (3, 64, 100)
+    assert image.min() == image.max() == 1

@@ -121,6 +121,8 @@ def read_rows(path: Path, out: Path, flags: list[str]) -> list[Row]:
     common = merged({"trainer": {"devices": 1, "default_root_dir": str(out)}}, nested(content.get("set") or {}))
     base, rows = listed(content.get("config")), []
     for name, entry in entries.items():
+        if not isinstance(entry or {}, dict):
+            raise UserError(f"{path}: row {name} is {entry!r}; expected settings, such as {{label: X, key: value}}.")
         own = dict(entry or {})
         label, files = str(own.pop("label", name)), base + listed(own.pop("config", None))
         rows.append(Row(str(name), label, files, merged(common, nested(own)), flags, out))

@@ -119,8 +119,9 @@ def _how_to_provide(name: str, entry: dict[str, Any]) -> str:
     size = f"{entry['size']}, " if "size" in entry else ""
     what = f"{entry['kind']} {name!r} is not on this machine ({size}{entry['licence']}). "
     if "hub" in entry:
-        files = " ".join(_shell_word(part, names) for part, names in PARTS.items())
-        get = f"hf download {entry['hub']} model_index.json {files} --local-dir {target}"
+        words = ["model_index.json", *(_shell_word(part, names) for part, names in PARTS.items())]
+        files = f"{' '.join(words)} " if entry["kind"] == "stable-diffusion" else ""
+        get = f"hf download {entry['hub']} {files}--local-dir {target}"
         return f"{what}Source: {_source(entry)}. With a network it is downloaded by itself; by hand: {get}"
     if "package" in entry:
         return f"{what}It ships with lightning_styles: reinstall the project, or give another path in the config."

@@ -64,7 +64,21 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     for key, value in state.items():
         if FACTOR.search(key) and key.endswith(".weight") and (value.ndim < 2 or not torch.isfinite(value).all()):
             raise UserError(f"{path.name} is damaged: {key} is no matrix of finite numbers; download it again")
+    lonely = unpaired(state)
+    if lonely:
+        raise UserError(f"{path.name} is damaged: {lonely[0]} lacks a factor or its alpha; download it again")
     return state, metadata
+
+
+def unpaired(state: Mapping[str, Tensor]) -> list[str]:
+    """Layers that lack one of their two factors, or an alpha although others have one."""
+    factors: dict[bool, set[str]] = {True: set(), False: set()}
+    for key in state:
+        if factor := FACTOR.search(key):
+            factors[factor[1] in ("up", "B")].add(layer_of(key))
+    alphas = {key.removesuffix(".alpha") for key in state if key.endswith(".alpha")}
+    lonely = factors[True] ^ factors[False]
+    return sorted(lonely | (alphas ^ factors[True] if alphas else set()))
 
 
 def adapter_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

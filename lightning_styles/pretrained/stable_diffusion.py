@@ -99,14 +99,26 @@ def _from_folder(path: Path) -> dict[str, Any]:
     if not any((path / "tokenizer" / file).is_file() for file in ("vocab.json", "tokenizer.json")):
         raise FileNotFoundError("it has no tokenizer/vocab.json")  # transformers would make one without words
     local: dict[str, Any] = {"local_files_only": True}
-    weights = local | {"use_safetensors": True}  # never a pickle, which may run code
+    weights = local | {"use_safetensors": True, "output_loading_info": True}  # never a pickle, which may run code
     return {
-        "unet": UNet2DConditionModel.from_pretrained(path, subfolder="unet", **weights),
-        "vae": AutoencoderKL.from_pretrained(path, subfolder="vae", **weights),
-        "text_encoder": CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=torch.float32, **weights),
+        "unet": _whole("unet", UNet2DConditionModel.from_pretrained(path, subfolder="unet", **weights)),
+        "vae": _whole("vae", AutoencoderKL.from_pretrained(path, subfolder="vae", **weights)),
+        "text_encoder": _whole(
+            "text_encoder",
+            CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=torch.float32, **weights),
+        ),
         "tokenizer": CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **local),
         "scheduler": dict(DDIMScheduler.load_config(path, subfolder="scheduler", **local)),  # type: ignore[arg-type]
     }
+
+
+def _whole(part: str, loaded: tuple[Any, dict[str, Any]]) -> Any:
+    """The network of `from_pretrained`, unless the file lacks weights: diffusers would leave them random."""
+    network, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(f"its {part} lacks {len(missing)} tensors, the first is {missing[0]}")
+    return network
 
 
 def _from_single_file(path: Path) -> dict[str, Any]:

@@ -111,11 +111,12 @@ def test_what_is_nowhere_is_named_with_source_licence_and_place(hub: list[dict[s
     for part in (
         "stable-diffusion 'stable-diffusion-v1-5' is not on this machine",
         "https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5",
-        "CreativeML OpenRAIL-M, 5.5 GB",
+        "(4.3 GB, CreativeML OpenRAIL-M)",
+        "hf download stable-diffusion-v1-5/stable-diffusion-v1-5 model_index.json unet/{config.json,",
         "$LIGHTNING_STYLES_MODELS/stable-diffusion-v1-5",
     ):
         assert part in message
-    with pytest.raises(UserError, match=r"civitai.com/models/67980 .*MODELS/COOLKIDS_MERGE_V2.5.safetensors"):
+    with pytest.raises(UserError, match=r"civitai.com/models/67980. .*MODELS/COOLKIDS_MERGE_V2.5.safetensors"):
         locate(KIDS, LORA)
     assert all(call["repository"].startswith("stable-diffusion-v1-5/") for call in hub), "no LoRA comes from the hub"
 
@@ -137,6 +138,42 @@ def test_every_entry_of_the_registry_says_where_it_comes_from() -> None:
     for name, entry in registry().items():
         assert {"kind", "licence"} <= entry.keys(), name
         assert entry.keys() & {"package", "hub", "url"}, name
+
+
+# ---- files of torchvision, named after their hash
+
+
+@pytest.mark.parametrize("name", [name for name, entry in registry().items() if "sha256" in entry])
+def test_the_hash_of_the_registry_is_that_of_the_file_name(name: str) -> None:
+    entry = registry()[name]
+    assert entry["file"].endswith(f"-{entry['sha256']}.pth")
+    assert entry["url"].endswith(f"/{entry['file']}")
+
+
+def test_what_torchvision_has_downloaded_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    entry = registry()["vgg16-imagenet"]
+    file = make(tmp_path / "hub" / "checkpoints" / entry["file"])
+    monkeypatch.setitem(entry, "sha256", "9a129038")  # that of b"weights"
+    assert locate("vgg16-imagenet", "lpips") == file
+
+
+def test_a_damaged_or_other_file_is_refused_by_its_hash(models: Path) -> None:
+    make(models / "vgg16-397923af.pth")
+    with pytest.raises(UserError, match=r"sha256 begins with 9a129038, expected 397923af; .* Download it again from"):
+        locate("vgg16-imagenet", "lpips")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("squeezenet1.1-imagenet", "lpips"), ("inception-fid", "inception")])
+def test_networks_of_metrics_are_named_with_their_source(
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    entry = registry()[name]
+    with pytest.raises(UserError) as error:
+        locate(name, kind)
+    assert f"{kind} '{name}' is not on this machine" in str(error.value)
+    assert f"Source: {entry['url']}. Save it as $LIGHTNING_STYLES_MODELS/{entry['file']}" in str(error.value)
 
 
 # ---- fingerprints

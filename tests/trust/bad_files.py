@@ -100,10 +100,17 @@ def make_configs(micro: Micro) -> None:
     write("section.yaml", {"modle": {"class_path": "tests.toys.ToyStyle"}})
     write("code.yaml", "model: !!python/object/apply:os.mkdir [code_ran]\n")
     write("no_class.yaml", {"data": TOY["data"], "trainer": TOY["trainer"]})
-    write("no_rows.yaml", {"config": "toy.yaml"})
+    names = "abcdefghi"
+    levels = [
+        f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]" for before, name in zip(names, names[1:], strict=False)
+    ]
+    write("aliases.yaml", "\n".join(["a: &a [x]", *levels, ""]))
+    write("deep.yaml", "[" * 5000)
+    toy = str(Path("toy.yaml").absolute())
+    write("no_rows.yaml", {"config": toy})
     write("odd_rows.yaml", {"rowz": {"a": None}})
-    write("bad_row.yaml", {"config": "toy.yaml", "rows": {"a": {"model.init_args.learning_rat": 3}}})
-    write("missing_row.yaml", {"config": "nope.yaml", "rows": {"a": {"label": "x"}}})
+    write("number_row.yaml", {"config": toy, "rows": {"a": 3}})
+    write("rows.yaml", {"config": toy, "rows": {"a": {"model.init_args.learning_rat": 3}}})
 
 
 # ---- pictures
@@ -125,6 +132,8 @@ def make_pictures() -> None:
     Path("empty_folder").mkdir()
     for name in ("cut", "empty", "text"):
         shutil.copy(f"{name}.png", write(f"all_broken/{name}.png", b""))
+    write_picture(Path("latin1_caption/a.png"), 32, 40)
+    write("latin1_caption/a.txt", "Ge\u00e4ndert".encode("latin-1"))
     write_picture(Path("two_sizes/a.png"), 32, 40)
     write_picture(Path("two_sizes/b.png"), 32, 48)
 
@@ -200,14 +209,16 @@ def make_loras(good: Path) -> None:
     changed(good, "cut.safetensors", cut)
     changed(good, "flipped_header.safetensors", lambda content: flip(content, content.find(b"F16")))
     changed(good, "flipped_length.safetensors", lambda content: flip(content, 6))
+    changed(good, "flipped_name.safetensors", lambda content: flip(content, content.find(b"attn1")))
     write("empty.safetensors", b"")
     save_file({}, "no_tensors.safetensors")
     save_file({"weight": torch.ones(2)}, "no_lora.safetensors")
     state = load_file(good)
-    save_file({f"lora_unet_elsewhere_{i}.{k.partition('.')[2]}": v for i, (k, v) in enumerate(state.items())},
-              "no_match.safetensors")
+    save_file({k.replace("lora_unet_", "lora_unet_else_"): v for k, v in state.items()}, "no_match.safetensors")
     wide = {k: torch.cat([v, v], 1) if "lora_down" in k else v for k, v in state.items()}
     save_file({k: v.contiguous() for k, v in wide.items()}, "wide.safetensors")
+    save_file({k: v * torch.nan if v.ndim else v for k, v in state.items()}, "nan.safetensors")
+    save_file(state, "odd_config.safetensors", metadata={"lora_adapter_metadata": "{"})
     save_file({k.replace("lora_down", "hada_w1_a"): v for k, v in state.items()}, "loha.safetensors")
     Path("no_lora").mkdir()
 
@@ -224,16 +235,25 @@ def make_bases(good: Path) -> None:
         shutil.rmtree(base(f"no_{part}") / part)
     (base("no_config") / "unet/config.json").unlink()
     (base("broken_json") / "unet/config.json").write_text('{"sample_size": 16,')
-    (base("broken_vocab") / "tokenizer/vocab.json").write_text("[]")
     write(str(base("broken_tokenizer") / "tokenizer/tokenizer.json"), "{}")
     weights = "unet/diffusion_pytorch_model.safetensors"
-    cut_base, flipped = base("cut"), base("flipped")
-    changed(good / weights, str(cut_base / weights), cut)
-    changed(good / weights, str(flipped / weights), lambda content: flip(content, 12))
-    foreign = base("foreign_tokenizer") / "tokenizer/vocab.json"
-    words = json.loads(foreign.read_text())
-    foreign.write_text(json.dumps(words | {f"word{i}": len(words) + i for i in range(50)}))
-    for folder, file in (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):
+    for name, change in (
+        ("cut", cut),
+        ("flipped", lambda content: flip(content, 12)),
+        ("flipped_name", lambda content: flip(content, content.find(b"conv_in"))),
+        ("flipped_payload", lambda content: flip(content, len(content) - 99)),
+    ):
+        changed(good / weights, str(base(name) / weights), change)
+    foreign = base("foreign_tokenizer") / "tokenizer/tokenizer.json"
+    content = json.loads(foreign.read_text())
+    words = content["model"]["vocab"]
+    words |= {f"word{i}": len(words) + i for i in range(50)}
+    foreign.write_text(json.dumps(content))
+    for folder, file in (
+        ("unet", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+    ):
         pickled = base(f"pickled_{folder}") / folder
         (pickled / f"{file}.safetensors").unlink()
         shutil.copy("pickle.ckpt", pickled / f"{'pytorch_model' if file == 'model' else file}.bin")
