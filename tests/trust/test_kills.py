@@ -1,6 +1,5 @@
 """Runs that are killed without warning, or whose disk is full: nothing is lost but the last few iterations."""
 
-import os
 import random
 import signal
 import time
@@ -110,7 +109,6 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     assert digest(folder / RUN / LAST) == straight(tmp_path / "straight", 8, megabytes=2.0)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="folders are flushed on POSIX alone")
 def test_config_files_are_whole_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning_styles.cli import write_whole
 
