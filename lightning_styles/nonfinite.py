@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
-from lightning_styles.runs import describe_checkpoint
+from lightning_styles.runs import describe_checkpoint, newest_checkpoint
 
 NEVER = torch.iinfo(torch.int64).max
 
@@ -51,8 +51,8 @@ def bad_tensors(tensors: Mapping[str, Tensor]) -> list[str]:
 
 def way_out(trainer: L.Trainer) -> str:
     """Where the last good checkpoint is and what may help."""
-    keys = ("last_model_path", "best_model_path")
-    paths = [getattr(saver, key, "") for saver in trainer.checkpoint_callbacks for key in keys]
-    good = next((Path(path) for path in [*paths, trainer.ckpt_path] if path and Path(path).is_file()), None)
+    folders = [folder for saver in trainer.checkpoint_callbacks if (folder := getattr(saver, "dirpath", None))]
+    found = [newest_checkpoint(Path(folder)) for folder in folders]
+    good = next(filter(None, found), Path(trainer.ckpt_path) if trainer.ckpt_path else None)
     last = f"the last good checkpoint is {describe_checkpoint(good)}" if good else "no checkpoint was written"
     return f"{last}. Lower the learning rate, use precision 32-true, or add callbacks.SkipNonFinite."

@@ -1,9 +1,11 @@
 """StyleModule: one clock, counter-based noise, lean checkpoints, exact resume."""
 
+import random
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -47,8 +49,12 @@ class Duel(StyleModule):
 
 
 class Numbers(L.LightningDataModule):
+    def __init__(self, batch_size: int = 2) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+
     def train_dataloader(self) -> Any:
-        return train_loader(self.trainer, lambda i: torch.full((3,), float(i)), batch_size=2)
+        return train_loader(self.trainer, lambda i: torch.full((3,), float(i)), batch_size=self.batch_size)
 
 
 def trainer(folder: Path, iterations: int) -> L.Trainer:
@@ -106,6 +112,39 @@ def test_another_base_or_architecture_is_refused(tmp_path: Path, settings: dict[
     run.save_checkpoint(tmp_path / "last.ckpt")
     with pytest.raises(UserError, match=message):
         fit(tmp_path, 6, tmp_path / "last.ckpt", **settings)
+
+
+def test_another_batch_size_changes_the_order_of_the_data_and_the_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, run = fit(tmp_path, 2)
+    run.save_checkpoint(tmp_path / "part.ckpt")
+    fit(tmp_path, 3, tmp_path / "part.ckpt")
+    assert "The order of the data" not in caplog.text
+    rest = trainer(tmp_path, 4)
+    rest.fit(Duel(), datamodule=Numbers(batch_size=3), ckpt_path=tmp_path / "part.ckpt")
+    assert rest.global_step == 4
+    message = "The order of the data changes: the checkpoint had batch 2 on 1 device(s), this run has batch 3 on 1"
+    assert message in caplog.text
+
+
+class Dropping(Duel):
+    """Draws from the global generators too."""
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        x = nn.functional.dropout(batch, 0.5) + random.random() + np.random.rand()
+        super().training_step(x.float(), batch_idx)
+
+
+def test_draws_from_the_global_generators_resume_exactly_too(tmp_path: Path) -> None:
+    ends = []
+    for steps, ckpt_path in ((6, None), (2, None), (6, tmp_path / "2.ckpt")):
+        method, run = Dropping(), trainer(tmp_path, steps)
+        run.fit(method, datamodule=Numbers(), ckpt_path=ckpt_path)
+        run.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        ends.append(method.maker.weight)
+    assert torch.equal(ends[0], ends[2])
+    assert not torch.equal(ends[0], fit(tmp_path, 6)[0].maker.weight)
 
 
 def test_noise_is_a_function_of_its_key() -> None:

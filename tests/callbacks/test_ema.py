@@ -24,6 +24,17 @@ def test_recursion_over_what_is_trained(tmp_path):
     assert float(model.weight) == 5
 
 
+class FilledLate(Toy):
+    def on_fit_start(self):
+        self.weight.data.fill_(3)
+
+
+def test_it_starts_at_parameters_that_a_method_fills_when_the_run_starts(tmp_path):
+    ema = EMA(0.9)
+    trainer(tmp_path, [ema], steps=1).fit(FilledLate(), loader())
+    assert float(ema.shadow["weight"]) == pytest.approx(0.9 * 3 + 0.1 * 4)
+
+
 def test_average_stands_in_for_validation_and_leaves(tmp_path):
     ema, model = EMA(0.5), Toy()
     run = trainer(tmp_path, [ema], steps=4, val_check_interval=2, limit_val_batches=1)

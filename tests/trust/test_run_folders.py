@@ -1,0 +1,160 @@
+"""Flags win over checkpoints, and no launch takes or harms the files of another run."""
+
+import hashlib
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+from lightning_styles import runs
+from lightning_styles.__main__ import main
+
+TOY: dict[str, Any] = {
+    "model": {"class_path": "tests.test_module.Duel", "init_args": {"iterations": 4}},
+    "data": {"class_path": "tests.test_module.Numbers"},
+    "trainer": {"max_steps": 4, "max_epochs": -1, "accelerator": "cpu", "enable_progress_bar": False},
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working folder with two experiments, a.yaml and b.yaml."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning_styles"])
+    for name in ("a.yaml", "b.yaml"):
+        Path(name).write_text(yaml.safe_dump(TOY), encoding="utf-8")
+
+
+def fit(experiment: str, *arguments: str) -> int:
+    return main(["fit", "--config", f"{experiment}.yaml", *arguments])
+
+
+def last(experiment: str, folder: str = "version_0") -> Path:
+    return Path("runs") / experiment / folder / "checkpoints" / "last.ckpt"
+
+
+def done(checkpoint: Path) -> int:
+    return torch.load(checkpoint, weights_only=True)["global_step"]
+
+
+def hashes(folder: str) -> dict[str, str]:
+    files = [path for path in Path(folder).rglob("*") if path.is_file()]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+# ---- flags and files win, what is another model is refused
+
+
+def test_files_and_flags_win_and_every_differing_key_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("a") == 0
+    Path("more.yaml").write_text("trainer: {max_steps: 6, gradient_clip_val: null, log_every_n_steps: 5}\n")
+    capsys.readouterr()
+    arguments = ["--config", "more.yaml", "--ckpt_path", "last", "--model.iterations", "6", "--data.batch_size", "3"]
+    assert fit("a", *arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "From runs/a/version_0/checkpoints/last.ckpt, 4 iterations done."
+    assert [line for line in lines if line.startswith("  changed")] == [
+        "  changed  model.init_args.iterations: 6 (checkpoint: 4)",
+        "  changed  data.init_args.batch_size: 3 (checkpoint: 2)",
+        "  changed  trainer.max_steps: 6 (checkpoint: 4)",
+        "  changed  trainer.log_every_n_steps: 5 (checkpoint: not set)",
+    ]
+    own = torch.load(last("a"), weights_only=True)["lightning_styles"]
+    assert (own["iterations"], own["batch_size"], own["init_args"]["iterations"]) == (6, 3, 6)
+    assert done(last("a")) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--model.base", "b" * 64], ["trained on base frozen (aaaaaaaaaaaa)", "this run has frozen (bbbbbbbbbbbb)"]),
+        (["--model.width", "4"], ["4 tensors differ, first critic.bias: [3] in the checkpoint, [4] here"]),
+        (
+            ["--model.class_path", "tests.toys.ToyStyle"],
+            ["last.ckpt holds a tests.test_module.Duel, the config asks for tests.toys.ToyStyle."],
+        ),
+    ],
+)
+def test_another_base_architecture_or_method_is_refused_with_both_names(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], parts: list[str]
+) -> None:
+    assert fit("a") == 0
+    before = last("a").read_bytes()
+    assert fit("a", "--ckpt_path", "last", "--trainer.max_steps", "6", *arguments) == 1
+    err = capsys.readouterr().err
+    assert all(part in err for part in parts), err
+    assert last("a").read_bytes() == before
+
+
+# ---- folders
+
+
+@pytest.mark.parametrize("logger", ["null", "false"])
+def test_launches_of_one_experiment_never_share_a_folder(logger: str) -> None:
+    assert fit("a", "--trainer.logger", logger) == 0
+    before = hashes("runs")
+    assert str(last("a")) in before
+    assert fit("a", "--trainer.logger", logger, "--model.width", "5") == 0
+    assert before.items() <= hashes("runs").items()
+    assert done(last("a", "version_1")) == 4
+
+
+def test_launches_at_the_same_time_each_claim_a_folder(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(lambda _: runs.claim_folder(tmp_path / "x", "fit"), range(24)))
+    assert sorted(names) == sorted(f"version_{n}" for n in range(24))
+    (tmp_path / "x" / "version_3" / "file").touch()
+    for name in names:
+        runs.drop_empty(tmp_path / "x" / name)
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["version_3"]
+
+
+def test_going_on_from_another_experiment_leaves_that_one_as_it_was() -> None:
+    assert fit("a") == 0
+    before = hashes("runs/a")
+    assert fit("b", "--ckpt_path", str(last("a")), "--trainer.max_steps", "6") == 0
+    assert hashes("runs/a") == before
+    assert done(last("b")) == 6
+
+
+def test_last_is_of_this_experiment_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("a") == 0
+    Path("runs/b").mkdir()
+    for stray in ("last.ckpt", "hpc_ckpt_7.ckpt"):
+        shutil.copy(last("a"), Path("runs/b") / stray)
+    capsys.readouterr()
+    assert fit("b", "--ckpt_path", "last") == 0
+    assert capsys.readouterr().out.startswith("No checkpoint in runs/b yet: starting anew.\n")
+    shutil.copy(last("a"), "runs/b/version_0/hpc_ckpt_9.ckpt")
+    assert runs.find_checkpoint("last", Path("runs/b")) == last("b")
+    assert runs.find_checkpoint("runs/b/version_0") == last("b")
+
+
+def test_what_lightnings_requeue_left_behind_is_not_taken_for_this_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit("a") == 0
+    for place in (".", "runs", "runs/a"):
+        shutil.copy(last("a"), Path(place) / "hpc_ckpt_1.ckpt")
+    monkeypatch.setattr(SLURMEnvironment, "detect", staticmethod(lambda: True))
+    for key, value in {"NTASKS": "1", "JOB_NAME": "x", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{key}", value)
+    capsys.readouterr()
+    assert fit("a", "--trainer.max_steps", "3") == 0
+    assert "iterations 0 to 3" in capsys.readouterr().out
+    assert done(last("a", "version_1")) == 3
+
+
+def test_nothing_left_to_do_is_said_and_leaves_nothing_behind(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("a") == 0
+    before = hashes("runs")
+    assert fit("b", "--ckpt_path", str(last("a"))) == 0
+    assert "Nothing to do: 4 of 4 iterations are done." in capsys.readouterr().out
+    assert hashes("runs") == before
+    assert not Path("runs/b").exists()
