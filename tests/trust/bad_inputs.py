@@ -1,0 +1,257 @@
+"""The table of bad inputs: a command line, what its message says, and the exit code.
+
+`{w}` stands for the folder of `bad_files.py`. An input is late when it is found after networks are built or pictures
+decoded; a run folder may have been begun then.
+"""
+
+from typing import NamedTuple
+
+
+class Bad(NamedTuple):
+    """`words` after the program's name; `says` is a regular expression that the message matches."""
+
+    words: str
+    says: str
+    code: int = 1
+    late: bool = False
+
+
+TOY, SMS = "fit --config {w}/toy.yaml", "fit --config {w}/sms.yaml"
+STYLIZE, STYLE = "stylize {w}/photo.png --style", "--style {w}/sms.ckpt --device cpu"
+BASE, LORA = f"{SMS} --model.base {{w}}/bases/", f"{SMS} --model.style_lora {{w}}/"
+METRIC = "test --config {w}/sms.yaml --model.metrics."
+NO_CHECKPOINT = "cannot be read as a checkpoint"
+RUNS_CODE = "opening it could run code; it is refused"
+NO_BASE = "is not a Stable Diffusion base in diffusers layout"
+
+COMMANDS = [
+    Bad("fti", "there is no command 'fti': did you mean 'fit'", 2),
+    Bad("fit", "arguments are required: fit.model", 2),
+    Bad("fit --config", "expected one argument", 2),
+    Bad(f"{TOY} word", "unrecognized arguments: word", 2),
+    Bad("stylize", "arguments are required: pictures, --style", 2),
+    Bad("stylize {w}/photo.png", "arguments are required: --style", 2),
+    Bad("stylize {w}/photo.png --stile x", "arguments are required: --style", 2),
+    Bad("convert", "arguments are required: input, output, --to", 2),
+    Bad("convert {w}/sms.ckpt x --to kohia", "invalid choice: 'kohia'", 2),
+    Bad("compare", "arguments are required: FILE", 2),
+    Bad("check --confg x", "without a config; add --config FILE"),
+    Bad("check extra", "check got extra without a config"),
+]
+CONFIGS = [
+    Bad("fit --config {w}/tou.yaml", "no config file .*did you mean .*toy.yaml"),
+    Bad("fit --config {w}", "There is no config file"),
+    Bad("check --config nope.yaml", "There is no config file nope.yaml"),
+    Bad("fit --config {w}/empty.yaml", "holds nothing, expected keys such as model:"),
+    Bad("fit --config {w}/list.yaml", "holds a list, expected keys"),
+    Bad("fit --config {w}/syntax.yaml", "syntax.yaml:3:8: not valid YAML"),
+    Bad("fit --config {w}/tab.yaml", "tab.yaml:2:1: not valid YAML"),
+    Bad("fit --config {w}/latin1.yaml", "no UTF-8 text at byte 9; save it as UTF-8"),
+    Bad("fit --config {w}/photo.png", "not valid YAML: no UTF-8 text"),
+    Bad("fit --config {w}/code.yaml", "could not determine a constructor for the tag"),
+    Bad("fit --config {w}/aliases.yaml", "more than 100000 values once its aliases"),
+    Bad("fit --config {w}/deep.yaml", "not valid YAML: maximum recursion depth"),
+    Bad("fit --config {w}/no_class.yaml", "arguments are required: fit.model", 2),
+    Bad(f"{TOY} --config {{w}}/no_key.yaml", "refers to \\$\\{vars.nope\\}, but there is no key vars.nope"),
+    Bad(f"{TOY} --config {{w}}/unclosed.yaml", "cannot be resolved: .*write \\$\\{section.key\\}"),
+    Bad(f"{TOY} --config {{w}}/circle.yaml", "cannot be resolved"),
+    Bad(f"{TOY} --config {{w}}/resolver.yaml", "cannot be resolved: Unsupported interpolation type nothing"),
+    Bad(f"{TOY} --config {{w}}/key.yaml", "no key 'trainer.max_stepz'", 2),
+    Bad(f"{TOY} --config {{w}}/section.yaml", "no key 'modle.class_path'", 2),
+]
+VALUES = [
+    Bad(f"{TOY} --model.learning_rat 3", "Option 'learning_rat' is not accepted", 2),
+    Bad(f"{TOY} --trainer.max_step 3", "unrecognized arguments: --trainer.max_step", 2),
+    Bad(f"{TOY} --vars.lr fast", "learning_rate: expected float, got fast", 2),
+    Bad(f"{TOY} --trainer.max_steps 1.5", "max_steps: expected int, got 1.5", 2),
+    Bad(f"{TOY} --trainer.max_steps 0", "max_steps is 0; set it to the number of iterations"),
+    Bad(f"{TOY} --trainer.max_steps -5", "must be a non-negative integer or -1"),
+    Bad(f"{SMS} --trainer.max_steps -1", "iterations is -1; it must be at least 1"),
+    Bad(f"{TOY} --trainer.devices 0", "devices is 0; expected a number of at least 1"),
+    Bad(f"{TOY} --trainer.devices -3", "devices is -3; expected a number of at least 1"),
+    Bad(f"{TOY} --trainer.devices many", "The trainer refuses its settings: .*devices"),
+    Bad(f"{TOY} --trainer.accelerator abacus", "invalid accelerator name: .*Available names are"),
+    Bad(f"{TOY} --trainer.precision bf17", "precision: .*'bf16-mixed'.*got bf17", 2),
+    Bad(f"{TOY} --trainer.strategy warp", "invalid strategy name"),
+    Bad(f"{TOY} --trainer.callbacks callbacks.Prevews", "no attribute 'Prevews'", 2),
+    Bad(f"{TOY} --trainer.callbacks+=os.system", "does not correspond to a subclass of Callback", 2),
+    Bad(
+        f"{TOY} --trainer.callbacks+=callbacks.Previews --trainer.callbacks.every_n_iterations 0",
+        "every_n_iterations is 0; it must be at least 1",
+    ),
+    Bad(
+        f"{TOY} --trainer.callbacks+=callbacks.Checkpoints --trainer.callbacks.every_n_iterations -1",
+        "every_n_iterations is -1; it must be at least 1",
+    ),
+    Bad(f"{TOY} --seed_everything -1", "seed_everything: -1 is not in bounds"),
+    Bad(f"{TOY} --model.class_path tests.toys.ToyStile", "no attribute 'ToyStile'", 2),
+    Bad(f"{TOY} --model.class_path nothing.here.Toy", "No module named 'nothing'", 2),
+    Bad(f"{TOY} --model.class_path os.system", "does not correspond to a subclass of LightningModule", 2),
+    Bad(f"{SMS} --model.style ''", "style is empty; describe it in words"),
+    Bad(f"{SMS} --model.weights.stile 3", "weights has stile; it takes style and identity"),
+    Bad(f"{SMS} --model.objective smz", "expected one of 'sms', 'vsd'", 2),
+    Bad(f"{SMS} --model.lr -0.1", "lr is -0.1; it must be at least 0"),
+    Bad(f"{SMS} --model.rank 0", "rank is 0; it must be at least 1"),
+    Bad(f"{SMS} --model.warmup -1", "warmup is -1; it must be at least 0"),
+    Bad(f"{SMS} --model.target_prompt '{{stile}}'", "target_prompt is '.stile.', .*expected .style. and .caption."),
+    Bad(f"{SMS} --model.metrics.perceptuel x", "no metric 'perceptuel': did you mean perceptual"),
+    Bad("test --config {w}/sms.yaml", "metrics is empty; name what to measure", late=True),
+]
+PICTURES = [
+    Bad(f"{SMS} --data.images nowhere.png", "'nowhere.png' does not exist; expected"),
+    Bad(f"{SMS} --data.images {{w}}/text.png", "is not an image that can be read"),
+    Bad(f"{SMS} --data.images {{w}}/empty.png", "is not an image that can be read"),
+    Bad(f"{SMS} --data.images {{w}}/dot.png", "is 1 x 1 px; expected at least 16 px"),
+    Bad(f"{SMS} --data.images {{w}}/bomb.png", "more than 178 million pixels; make it smaller"),
+    Bad(f"{SMS} --data.images {{w}}/text_bomb.png", "cannot be read as an image .Decompressed data too large"),
+    Bad(f"{SMS} --data.images {{w}}/no_pictures", "holds no picture; expected files ending in"),
+    Bad(f"{SMS} --data.images {{w}}/empty_folder", "holds no picture"),
+    Bad(f"{SMS} --data.images []", "list of images is empty"),
+    Bad(f"{SMS} --data.images scene:portrait", "is no scene; expected scene:portrait/7"),
+    Bad(f"{SMS} --data.images scene:unicorn/3", "no kind 'unicorn'; expected one of portrait"),
+    Bad(f"{SMS} --data.images scene:portrait/9-3", "is an empty range"),
+    Bad(f"{SMS} --data.images scene:portrait/0-999999999", "asks for 1000000000 scenes; expected at most"),
+    Bad(f"{SMS} --data.twin_style oilpant", "no style 'oilpant'; expected one of photo"),
+    Bad(f"{SMS} --data.resolution null", "scenes have no size of their own"),
+    Bad(f"{SMS} --data.resolution 0", "resolution is 0; expected 16 to 8192 px"),
+    Bad(f"{SMS} --data.resolution 100000", "resolution is 100000; expected 16 to 8192 px"),
+    Bad(f"{SMS} --data.batch_size 0", "batch_size is 0; it must be at least 1"),
+    Bad(f"{SMS} --data.num_workers -1", "num_workers is -1; it must be at least 0"),
+    Bad(f"{SMS} --data.imagez x", "Option 'imagez' is not accepted", 2),
+    Bad(f"{SMS} --data.images {{w}}/cut.png", "cannot be read as an image .image file is truncated"),
+    Bad(f"{SMS} --data.images {{w}}/float.tiff", "holds floating-point values", late=True),
+    Bad(f"{SMS} --data.images {{w}}/two_sizes", "pictures of one size together, these have 2", late=True),
+    Bad(f"{SMS} --data.images {{w}}/all_broken", "none of the 3 pictures could be read", late=True),
+    Bad("predict --config {w}/sms.yaml --data.images {w}/all_broken", "none of the pictures could be read", late=True),
+    Bad(f"{SMS} --data.images {{w}}/latin1_caption", "caption .*a.txt is no UTF-8 text", late=True),
+    Bad(f"stylize nowhere {STYLE}", "There is no picture or folder nowhere"),
+    Bad(f"stylize {{w}}/text.png {STYLE}", "is not an image that can be read"),
+    Bad(f"stylize {{w}}/photo.png {STYLE} --resolution 0", "resolution is 0; expected 16 to 8192"),
+    Bad(f"stylize {{w}}/photo.png {STYLE} --batch-size 0", "batch_size is 0; it must be at least 1"),
+    Bad(f"stylize {{w}}/photo.png {STYLE} --device gpu7", "--device is gpu7; expected auto, cpu"),
+]
+CHECKPOINTS = [
+    Bad(f"{TOY} --ckpt_path nope.ckpt", "There is no checkpoint nope.ckpt"),
+    Bad(f"{TOY} --ckpt_path {{w}}/no_checkpoints", "no checkpoint .* in the folder"),
+    *(
+        Bad(f"{SMS} --ckpt_path {{w}}/{name}", says)
+        for name, says in {
+            "empty.ckpt": NO_CHECKPOINT,
+            "text.ckpt": NO_CHECKPOINT,
+            "photo.png": NO_CHECKPOINT,
+            "cut.ckpt": NO_CHECKPOINT,
+            "flipped_payload.ckpt": "is damaged .*wrong checksum.*use another checkpoint",
+            "flipped_pickle.ckpt": "is damaged .*wrong checksum",
+            "flipped_directory.ckpt": NO_CHECKPOINT,
+            "bomb.ckpt": "holds packed files, as no checkpoint of PyTorch does",
+            "list.ckpt": "is not a training checkpoint; expected one that `fit` wrote",
+            "foreign.ckpt": "is not a training checkpoint",
+            "plain.ckpt": "is not a training checkpoint",
+            "odd_object.ckpt": RUNS_CODE,
+            "pickle.ckpt": RUNS_CODE,
+            "pickle_legacy.ckpt": NO_CHECKPOINT,
+            "pickle_plain.ckpt": NO_CHECKPOINT,
+        }.items()
+    ),
+    Bad(f"{TOY} --ckpt_path {{w}}/sms.ckpt", "holds a lightning_styles.methods.sms.SMS, the config asks for"),
+    Bad(f"{SMS} --trainer.max_steps 4 --ckpt_path {{w}}/lightning.ckpt", "not written by lightning_styles", late=True),
+    Bad(
+        f"{SMS} --trainer.max_steps 4 --ckpt_path {{w}}/lacking.ckpt", "another architecture.*tensors differ", late=True
+    ),
+    Bad(f"{BASE}flipped_payload --trainer.max_steps 4 --ckpt_path {{w}}/sms.ckpt", "was trained on base", late=True),
+    Bad(f"{STYLIZE} {{w}}/pickle.ckpt", RUNS_CODE),
+    Bad(f"{STYLIZE} {{w}}/flipped_payload.ckpt", "is damaged"),
+    Bad(f"{STYLIZE} {{w}}/lightning.ckpt", "was not written by lightning_styles"),
+    Bad(f"{STYLIZE} {{w}}/os_system.ckpt", "wants to import os.system.*add --trust"),
+    Bad(f"{STYLIZE} {{w}}/os_system.ckpt --trust", "os.system does not correspond to a subclass", 2),
+    Bad(f"{STYLIZE} {{w}}/no_class.ckpt", "no attribute 'SMZ'", 2),
+    Bad(f"{STYLIZE} {{w}}/no_lora.safetensors", NO_CHECKPOINT),
+    Bad("convert {w}/pickle.ckpt x --to kohya", RUNS_CODE),
+    Bad("convert {w}/sms.ckpt x --to kohya", "SMS learns nothing that other tools read, not kohya"),
+    Bad("convert nowhere x --to kohya", "no file or folder nowhere"),
+]
+MODELS = [
+    Bad(f"{SMS} --model.base nope", "'nope' is neither a file or folder nor a known name; known are"),
+    Bad(f"{SMS} --model.base tiny/lora-cartoon", "is a lora, but a stable-diffusion is needed"),
+    Bad(f"{SMS} --model.base stable-diffusion-v1-5", "not on this machine .4.3 GB, CreativeML.*hf download"),
+    Bad(f"{SMS} --model.style_lora coolkids-v2.5", "civitai.com/models/67980. Save it as"),
+    Bad("test --config {w}/sms.yaml --model.metrics.lpips vgg16-imagenet", "553 MB.*download.pytorch.org"),
+    *(
+        Bad(f"{SMS} --model.base {{w}}/{name}", "not a .safetensors file; a pickle may run code", late=True)
+        for name in ("pickle.ckpt", "pickle.bin")
+    ),
+    *(
+        Bad(f"{SMS} --model.base {{w}}/{name}", NO_BASE, late=True)
+        for name in ("no_lora", "pickle.safetensors", "no_lora.safetensors")
+    ),
+    *(
+        Bad(f"{BASE}{name}", NO_BASE, late=True)
+        for name in (
+            "no_unet",
+            "no_vae",
+            "no_text_encoder",
+            "no_tokenizer",
+            "no_scheduler",
+            "no_config",
+            "broken_json",
+            "broken_tokenizer",
+            "cut",
+            "flipped",
+            "pickled_unet",
+            "pickled_vae",
+            "pickled_text_encoder",
+        )
+    ),
+    Bad(f"{BASE}flipped_name", f"{NO_BASE}: its unet lacks 1 tensors", late=True),
+    Bad(f"{BASE}foreign_tokenizer", "has a foreign tokenizer: its words are numbered up to", late=True),
+    Bad(f"{BASE}other_unet", "mixes two models: the UNet's text embedding is 24", late=True),
+    Bad(f"{SMS} --model.real tiny/stable-diffusion", "are of different kinds.*widths 16 and 128", late=True),
+    *(
+        Bad(f"{LORA}{name}", says, late=True)
+        for name, says in {
+            "pickle.pt": "pickles can run code when opened; download the LoRA as .safetensors",
+            "pickle.safetensors": "truncated or no safetensors file",
+            "cut.safetensors": "truncated or no safetensors file",
+            "flipped_header.safetensors": "truncated or no safetensors file",
+            "flipped_length.safetensors": "truncated or no safetensors file",
+            "flipped_name.safetensors": "is damaged: .* lacks a factor or its alpha",
+            "empty.safetensors": "truncated or no safetensors file",
+            "no_tensors.safetensors": "holds no LoRA layers",
+            "no_lora.safetensors": "holds no LoRA layers",
+            "no_match.safetensors": "has layer names of another model",
+            "wide.safetensors": "is a LoRA for a text embedding of width 32, this .* width 16",
+            "nan.safetensors": "is damaged: .* is no matrix of finite numbers",
+            "loha.safetensors": "is a LoHa file, expected a plain LoRA",
+            "odd_config.safetensors": "configuration of .* is no JSON",
+            "no_lora": "no LoRA in the folder",
+        }.items()
+    ),
+    Bad(f"{METRIC}lpips {{w}}/pickle.pth", "cannot be read as weights; expected the trunk", late=True),
+    Bad(f"{METRIC}inception {{w}}/pickle.pth", "cannot be read as weights; expected .*Inception", late=True),
+    Bad(f"{METRIC}perceptual {{w}}/pickle.pth", "is not a whole perceptual network", late=True),
+    Bad(f"{METRIC}identity {{w}}/no_lora.safetensors", "is not a whole identity network.*use tiny/identity", late=True),
+]
+OUTPUTS = [
+    Bad(f"stylize {{w}}/photo.png {STYLE} --out {{w}}/text.png", "Nothing can be written into .*Not a directory"),
+    Bad(f"stylize {{w}}/photo.png {STYLE} --out /dev/full", "Nothing can be written into /dev/full"),
+    Bad(f"stylize {{w}}/photo.png {STYLE} --out /proc/here", "Nothing can be written into /proc/here"),
+    Bad(f"{SMS} --trainer.default_root_dir {{w}}/text.png", "Nothing can be written into .*text.png"),
+    Bad(
+        "predict --config {w}/sms.yaml --trainer.callbacks callbacks.ImageWriter "
+        "--trainer.callbacks.output_dir {w}/text.png",
+        "Nothing can be written into .*text.png",
+        late=True,
+    ),
+    Bad("compare {w}/rows.yaml --out {w}/text.png", "text.png.*Not a directory; check the path"),
+]
+COMPARISONS = [
+    Bad("compare nope.yaml", "There is no config file nope.yaml"),
+    Bad("compare {w}/toy.yaml", "has the key .*; a comparison has config, set, rows"),
+    Bad("compare {w}/no_rows.yaml", "has no rows; add rows:"),
+    Bad("compare {w}/odd_rows.yaml", "has the key rowz"),
+    Bad("compare {w}/number_row.yaml", "row a is 3; expected settings"),
+    Bad("compare {w}/rows.yaml --rows b", "There is no row 'b'; the rows are a"),
+    Bad("compare {w}/rows.yaml --processes 0", "--processes is 0; it must be at least 1"),
+    Bad("compare {w}/rows.yaml extra", "takes one file, found also 'extra'"),
+]
+ALL = [*COMMANDS, *CONFIGS, *VALUES, *PICTURES, *CHECKPOINTS, *MODELS, *OUTPUTS, *COMPARISONS]
