@@ -99,7 +99,7 @@ class Training:
         parameters = list(self.B.parameters())
         step |= {"tensors": len(parameters), "tensors_with_grad": sum(p.grad is not None for p in parameters)}
         if not self.steps:
-            self.first = {"img_cont_A": photo, "x0_pred_cont_B": result, "x0_pred_style_B": again}
+            self.first = {"img_cont_A": photo, "x0_pred_cont_B": result.detach(), "x0_pred_style_B": again.detach()}
             for owner, network in (("diffae_B", self.B), ("map", self.spn)):
                 gradients = {k: p.grad.clone() for k, p in network.named_parameters() if p.grad is not None}
                 self.first |= {f"grad_{owner}.{k}": gradient for k, gradient in gradients.items()}
