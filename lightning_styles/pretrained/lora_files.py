@@ -19,6 +19,7 @@ from lightning_styles.errors import UserError
 BASES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # in folders of diffusers and PEFT
 FACTOR = re.compile(r"[._]lora(?:_linear_layer)?[._](up|down|A|B)\b")  # where the layer's name ends in a key
+TENSOR = re.compile(r"(\.\w+)?\.(weight|bias)")  # what follows; PEFT puts the adapter's name in between
 REFUSED = {
     r"\.hada_": "LoHa",
     r"\.lokr_": "LoKr",
@@ -74,7 +75,8 @@ def unpaired(state: Mapping[str, Tensor]) -> list[str]:
     """Layers that lack one of their two factors, or an alpha although others have one."""
     factors: dict[bool, set[str]] = {True: set(), False: set()}
     for key in state:
-        if factor := FACTOR.search(key):
+        factor = FACTOR.search(key)
+        if factor and TENSOR.fullmatch(key, factor.end()):
             factors[factor[1] in ("up", "B")].add(layer_of(key))
     alphas = {key.removesuffix(".alpha") for key in state if key.endswith(".alpha")}
     lonely = factors[True] ^ factors[False]

@@ -97,5 +97,8 @@ def test_inception_needs_its_package_and_its_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="inception 'nowhere.pth' is neither a file or folder nor a known name"):
         InceptionFeatures("nowhere.pth")
     (tmp_path / "empty.pth").touch()
-    with pytest.raises(UserError, match=r"needs torch-fidelity|does not hold the weights"):
+    with pytest.raises(UserError, match=r"cannot be read as weights; expected the weights of FID's Inception"):
         InceptionFeatures(str(tmp_path / "empty.pth"))
+    torch.save({"weight": torch.ones(2)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"needs torch-fidelity|does not hold the weights"):
+        InceptionFeatures(str(tmp_path / "other.pth"))

@@ -218,7 +218,7 @@ MODELS = [
             "empty.safetensors": "truncated or no safetensors file",
             "no_tensors.safetensors": "holds no LoRA layers",
             "no_lora.safetensors": "holds no LoRA layers",
-            "no_match.safetensors": "has layer names of another model",
+            "no_match.safetensors": "none of its 32 layers exists here",
             "wide.safetensors": "is a LoRA for a text embedding of width 32, this .* width 16",
             "nan.safetensors": "is damaged: .* is no matrix of finite numbers",
             "loha.safetensors": "is a LoHa file, expected a plain LoRA",
