@@ -45,7 +45,6 @@ class Interruption(Checkpoint):
 
     def __init__(self) -> None:
         self.received = 0
-        self._process = 0
         self._before: dict[int, Any] = {}
 
     # ---- the handlers
@@ -54,21 +53,27 @@ class Interruption(Checkpoint):
         without_lightnings_handlers(trainer)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen before the workers of the data loader start: they inherit the handlers and survive a Ctrl-C."""
+        """Listen before the workers of the data loader start."""
         self._listen()
 
     def _listen(self) -> None:
         if self._before or threading.current_thread() is not threading.main_thread():
             return
-        self._process = os.getpid()
+        os.register_at_fork(after_in_child=self._spare_worker)
         for signum in SIGNALS:
             if signal.getsignal(signum) is not signal.SIG_IGN:
                 self._before[signum] = signal.signal(signum, self._note)
 
+    def _spare_worker(self) -> None:
+        """A terminal and SLURM signal the data loader's workers too; without them the iteration could not be ended.
+
+        They leave when the run tells them to, or is no more.
+        """
+        if self._before:
+            signal.pthread_sigmask(signal.SIG_BLOCK, self._before)
+
     def _note(self, signum: int, frame: FrameType | None) -> None:
         signal.signal(signum, signal.SIG_DFL)
-        if os.getpid() != self._process:  # a worker of the data loader: the run tells it when to end
-            return
         self.received = self.received or signum
         if rank_zero_only.rank == 0:
             name = signal.Signals(signum).name

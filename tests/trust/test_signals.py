@@ -28,7 +28,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, expected: str, nam
     launch.wait_for(lambda: len(launch.iterations) >= 3)
     signum = signal.Signals[name]
     os.killpg(launch.process.pid, signum)  # type: ignore[arg-type]  # the workers of the data loader too
-    assert launch.end() == 128 + signum
+    assert launch.end() == 128 + signum, launch.printed
     done = len(launch.iterations)
     assert 3 <= done < ITERATIONS
     printed = launch.printed.splitlines()
