@@ -63,7 +63,7 @@ def test_files_and_flags_win_and_every_differing_key_is_named(capsys: pytest.Cap
         "  changed  model.init_args.iterations: 6 (checkpoint: 4)",
         "  changed  data.init_args.batch_size: 3 (checkpoint: 2)",
         "  changed  trainer.max_steps: 6 (checkpoint: 4)",
-        "  changed  trainer.log_every_n_steps: 5 (checkpoint: not set)",
+        "  changed  trainer.log_every_n_steps: 5 (checkpoint: None)",
     ]
     own = torch.load(last("a"), weights_only=True)["lightning_styles"]
     assert (own["iterations"], own["batch_size"], own["init_args"]["iterations"]) == (6, 3, 6)
