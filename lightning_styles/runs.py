@@ -99,6 +99,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: when it is no checkpoint, cut short, damaged, or holds more than tensors and plain values.
     """
+    if path.suffix == ".safetensors":  # torch.load would hand it to another reader
+        raise UserError(NO_CHECKPOINT.format(path))
     check_archive(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

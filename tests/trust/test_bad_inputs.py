@@ -8,15 +8,19 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lightning_styles.__main__ import main
 from lightning_styles.errors import UserError
+from lightning_styles.metrics.perceptual import read_weights
 from lightning_styles.pretrained.lora_files import read_file
+from lightning_styles.pretrained.weights import read_torch
 from lightning_styles.runs import read_checkpoint
 from tests.micro import Micro, write_picture
 from tests.trust.bad_files import make_files, write
@@ -107,7 +111,20 @@ def test_check_marks_what_is_missing(words: str, says: str, world: Path, capsys:
     assert says in missing[0]
 
 
-# ---- damage of every kind
+# ---- pickles and damage of every kind
+
+
+@pytest.mark.parametrize("name", ["pickle.ckpt", "pickle_legacy.ckpt", "pickle_plain.ckpt", "pickle.safetensors"])
+@pytest.mark.parametrize("read", [read_checkpoint, read_torch, partial(read_weights, expected="x"), read_file])
+def test_no_reader_runs_a_pickle(read: Callable[[Path], Any], name: str, world: Path) -> None:
+    with pytest.raises(UserError):
+        read(world / name)
+    assert not (world / "code_ran").exists()
+
+
+def test_the_pickle_would_run_code(world: Path) -> None:
+    torch.load(world / "pickle.ckpt", weights_only=False)
+    (world / "code_ran").rmdir()  # it was there
 
 
 def test_no_flipped_bit_of_a_checkpoint_goes_unnoticed(world: Path) -> None:
