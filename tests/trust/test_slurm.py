@@ -222,7 +222,7 @@ def test_time_limit_hit_three_times(cluster: Path, tmp_path: Path) -> None:
     iterations = 1000
     expected = straight(tmp_path / "straight", iterations)
     folder = experiment(tmp_path / "job", iterations, iterations, pause=0.3 * MINUTES)
-    job = Job(folder, "fit.sbatch", nodelist="n2", time=str(MINUTES), signal="USR1@30")
+    job = Job(folder, "fit.sbatch", nodelist="n2", time=str(MINUTES), signal=f"USR1@{30 * MINUTES}")
     for restarts in (1, 2, 3):
         job.wait_for_requeue(restarts)
     experiment(folder, iterations, iterations)  # the rest without pauses
