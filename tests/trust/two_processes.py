@@ -38,6 +38,8 @@ def work(case: Method, micro: Micro, out: Path) -> None:
 
 
 if __name__ == "__main__":
+    micro, out = (Path(folder) for folder in sys.argv[1:])
+    bases = Micro(micro)  # once: each rank writes its own copy of the files, before the ranks meet
     for name, case in METHODS.items():
         if not case.variant:
-            work(case, Micro(Path(sys.argv[1])), Path(sys.argv[2]) / name)
+            work(case, bases, out / name)
