@@ -6,6 +6,7 @@ import re
 import torch
 
 from lightning_styles.pretrained import TINY, locate
+from lightning_styles.pretrained.clip import load_clip
 from lightning_styles.pretrained.networks import load_identity, load_perceptual
 
 
@@ -50,3 +51,18 @@ def test_identity_and_perceptual_network_know_the_world() -> None:
     cartoon = scenes.render(scenes.sample_scenes(1, people, view=0), "cartoon", 64)
     assert perceptual(one, one).max() == 0
     assert perceptual(one, one.roll(1, 0)).mean() > perceptual(one, cartoon).mean() > 0.1
+
+
+def test_clip_knows_captions_and_the_direction_of_a_style() -> None:
+    from datamodules import scenes
+
+    clip, drawn = load_clip("tiny/clip"), scenes.sample_scenes(1, range(24))
+    assert not any(p.requires_grad for p in clip.model.parameters())
+    with torch.no_grad():
+        photo, cartoon = (clip.model.encode_image(scenes.render(drawn, style, 64)) for style in ("photo", "cartoon"))
+    text = clip.text(scenes.captions(drawn, "photo"))
+    found = torch.cosine_similarity(photo[:, None], text[None], dim=-1).argmax(1)
+    assert (found == torch.arange(24)).float().mean() > 0.7  # chance is 1 / 24
+    directions = torch.nn.functional.normalize(cartoon - photo, dim=-1)
+    between = (directions @ directions.T)[~torch.eye(24, dtype=torch.bool)]
+    assert between.mean() > 0.5
