@@ -15,15 +15,19 @@ import yaml
 from lightning_styles.errors import UserError
 
 TINY = Path(__file__).parent / "tiny"
-# What a Stable Diffusion base needs and no more: repositories hold each weight several times.
-PARTS = {
-    "unet": ("config.json", "diffusion_pytorch_model.safetensors"),
-    "vae": ("config.json", "diffusion_pytorch_model.safetensors"),
-    "text_encoder": ("config.json", "model.safetensors"),
-    "tokenizer": ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
-    "scheduler": ("scheduler_config.json",),
+# What a model of the hub needs and no more, by folder: repositories hold each weight several times. The first file
+# is the one that makes a snapshot whole.
+HUB_FILES: dict[str, dict[str, tuple[str, ...]]] = {
+    "stable-diffusion": {
+        "": ("model_index.json",),
+        "unet": ("config.json", "diffusion_pytorch_model.safetensors"),
+        "vae": ("config.json", "diffusion_pytorch_model.safetensors"),
+        "text_encoder": ("config.json", "model.safetensors"),
+        "tokenizer": ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
+        "scheduler": ("scheduler_config.json",),
+    },
+    "clip": {"": ("open_clip_config.json", "open_clip_model.safetensors")},
 }
-HUB_FILES = ["model_index.json", *(f"{part}/{file}" for part, files in PARTS.items() for file in files)]
 
 
 @cache
@@ -51,7 +55,7 @@ def locate(name: str, kind: str) -> Path:
         if candidate.exists():
             _check_content(candidate, name, entry)
             return candidate
-    found = _from_hub(entry["hub"]) if "hub" in entry else None
+    found = _from_hub(entry["hub"], kind) if "hub" in entry else None
     if found is None:
         raise UserError(_how_to_provide(name, entry))
     return found
@@ -79,18 +83,20 @@ def _check_content(path: Path, name: str, entry: dict[str, Any]) -> None:
         )
 
 
-def _from_hub(repository: str) -> Path | None:
+def _from_hub(repository: str, kind: str) -> Path | None:
     """The snapshot of `repository` from the cache, else from the hub unless that is off or out of reach."""
     from huggingface_hub import snapshot_download
 
+    folders = HUB_FILES[kind]
+    files = [f"{folder}/{name}".lstrip("/") for folder, names in folders.items() for name in names]
     for local_files_only in (True, False):
         try:
             found = snapshot_download(
-                repository, allow_patterns=HUB_FILES, local_files_only=local_files_only, etag_timeout=5
+                repository, allow_patterns=files, local_files_only=local_files_only, etag_timeout=5
             )
         except Exception:  # the hub raises one class per cause; every one means: not from here
             continue
-        if (Path(found) / "model_index.json").exists():
+        if (Path(found) / files[0]).exists():
             return Path(found)
     return None
 
@@ -119,9 +125,8 @@ def _how_to_provide(name: str, entry: dict[str, Any]) -> str:
     size = f"{entry['size']}, " if "size" in entry else ""
     what = f"{entry['kind']} {name!r} is not on this machine ({size}{entry['licence']}). "
     if "hub" in entry:
-        words = ["model_index.json", *(_shell_word(part, names) for part, names in PARTS.items())]
-        files = f"{' '.join(words)} " if entry["kind"] == "stable-diffusion" else ""
-        get = f"hf download {entry['hub']} {files}--local-dir {target}"
+        files = " ".join(_shell_word(folder, names) for folder, names in HUB_FILES[entry["kind"]].items())
+        get = f"hf download {entry['hub']} {files} --local-dir {target}"
         return f"{what}Source: {_source(entry)}. With a network it is downloaded by itself; by hand: {get}"
     if "package" in entry:
         return f"{what}It ships with lightning_styles: reinstall the project, or give another path in the config."
@@ -130,6 +135,8 @@ def _how_to_provide(name: str, entry: dict[str, Any]) -> str:
 
 def _shell_word(folder: str, names: tuple[str, ...]) -> str:
     """The files of a folder as one word, which a shell takes apart again."""
+    if not folder:
+        return " ".join(names)
     return f"{folder}/{{{','.join(names)}}}" if len(names) > 1 else f"{folder}/{names[0]}"
 
 

@@ -1,6 +1,5 @@
 """CLIP through open_clip: frozen image and text embeddings by name, folder or file."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch

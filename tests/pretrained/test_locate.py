@@ -98,6 +98,12 @@ def test_the_hubs_cache_is_asked_before_the_hub(tmp_path: Path, hub: list[dict[s
     assert not any(pattern.endswith((".bin", ".ckpt")) for pattern in hub[0]["allow_patterns"])
 
 
+def test_a_clip_comes_in_the_layout_of_open_clip(tmp_path: Path, hub: list[dict[str, Any]]) -> None:
+    with pytest.raises(UserError, match="open_clip_config.json open_clip_model.safetensors --local-dir"):
+        locate("clip-vit-b-32", "clip")
+    assert hub[0]["allow_patterns"] == ["open_clip_config.json", "open_clip_model.safetensors"]
+
+
 def test_half_a_snapshot_is_not_taken(tmp_path: Path, hub: list[dict[str, Any]]) -> None:
     make(tmp_path / "cached" / "unet" / "config.json")
     with pytest.raises(UserError, match="not on this machine"):
