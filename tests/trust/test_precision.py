@@ -44,9 +44,10 @@ def test_half_precision_stays_near_float32_and_trains_in_float32(micro: Micro, t
             assert set(METHODS[name].losses) <= ours.keys() == theirs.keys()
             for key, value in ours.items():  # the style term is the square of a small difference of two scores
                 assert value == pytest.approx(theirs[key], rel=0.5 if key == "style" else 0.03, abs=1e-7), key
-        for (_, ours), (_, theirs) in zip(gradients, exact_gradients, strict=True):
+        for (optimizer, ours), (_, theirs) in zip(gradients, exact_gradients, strict=True):
             a, b = (torch.cat([g.flatten().double() for g in side.values()]) for side in (ours, theirs))
-            assert torch.cosine_similarity(a, b, dim=0) > 0.9
+            # Random networks answer two prompts almost alike, so rounding is a large part of what distils.
+            assert torch.cosine_similarity(a, b, dim=0) > (0.99 if optimizer in METHODS[name].adapters else 0.5)
         trained = {key: p for key, p in method.named_parameters() if method.kept(key)}
         states = [s for o in run.optimizers for state in o.state.values() for s in state.values()]
         held = [*trained.values(), *states, *(g for _, side in gradients for g in side.values())]
