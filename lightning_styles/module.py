@@ -199,7 +199,7 @@ class StyleModule(L.LightningModule):
     # ---- NaN and infinite values
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        every = self.trainer.log_every_n_steps
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and self.trainer.global_step % every == 0:
             self._stop_at_nonfinite()
 

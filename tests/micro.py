@@ -12,7 +12,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from torch import Tensor
 
 from lightning_styles.methods.style_lora import NAME, save_lora
 from lightning_styles.models.adapters import adapter_parameters, add_lora
@@ -152,9 +151,3 @@ def quiet_trainer(folder: Path, iterations: int, **changes: Any) -> L.Trainer:
         "default_root_dir": str(folder), "num_sanity_val_steps": 0,
     }  # fmt: skip
     return L.Trainer(**(arguments | changes))
-
-
-def optimizer_tensors(trainer: L.Trainer) -> list[Tensor]:
-    """All tensors in the states of a trainer's optimizers, in order."""
-    states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
-    return [value for state in states for _, value in sorted(state.items())]
