@@ -137,9 +137,7 @@ class StyleModule(L.LightningModule):
         schedulers = [{"scheduler": s, "name": f"lr/{name}"} for name, s in self._schedulers.items()]
         return [optimizer for optimizer, _ in named.values()], schedulers
 
-    def optimize(
-        self, name: str, loss: Tensor, gradient: Tensor | None = None, *, ends_iteration: bool = True
-    ) -> None:
+    def optimize(self, name: str, loss: Tensor, gradient: Tensor | None = None, *, ends_iteration: bool = True) -> None:
         """One step of the optimizer `name`: zero_grad, backward, clip, step, scheduler.
 
         Args:
