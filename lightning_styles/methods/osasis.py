@@ -157,7 +157,9 @@ class OSASIS(StyleModule):
         self.B = DiffAEUNet(self.A.config)
         self.B.load_state_dict({key: value.float() for key, value in self.A.state_dict().items() if not_codes(key)})
         self.B.train(h.dropout)
-        self.spn = {"time": MappingNetTime, "plain": MappingNet, "none": NoSPN}[h.spn]()
+        with torch.random.fork_rng(devices=[]):  # a fresh SPN is a function of the seed, whatever was drawn before
+            torch.manual_seed(noise.number(self.seed, "spn"))
+            self.spn = {"time": MappingNetTime, "plain": MappingNet, "none": NoSPN}[h.spn]()
         self.register_buffer(
             "pictures", torch.zeros(2, 3, self.hparams.resolution, self.hparams.resolution)
         )  # I_A^style, I_B^style
