@@ -137,7 +137,7 @@ def _shell_word(folder: str, names: tuple[str, ...]) -> str:
     """The files of a folder as one word, which a shell takes apart again."""
     if not folder:
         return " ".join(names)
-    return f"{folder}/{{{','.join(names)}}}" if len(names) > 1 else f"{folder}/{names[0]}"
+    return f"{folder}/{{{','.join(names)}}}" if len(names) > 1 else f"{folder}/{''.join(names)}"
 
 
 @cache

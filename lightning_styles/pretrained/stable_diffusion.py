@@ -99,7 +99,7 @@ def _from_folder(path: Path) -> dict[str, Any]:
     if not any((path / "tokenizer" / file).is_file() for file in ("vocab.json", "tokenizer.json")):
         raise FileNotFoundError("it has no tokenizer/vocab.json")  # transformers would make one without words
     local: dict[str, Any] = {"local_files_only": True}
-    weights = local | {"use_safetensors": True, "output_loading_info": True}  # never a pickle, which may run code
+    weights: dict[str, Any] = local | {"use_safetensors": True, "output_loading_info": True}  # never a pickle, which may run code
     return {
         "unet": _whole("unet", UNet2DConditionModel.from_pretrained(path, subfolder="unet", **weights)),
         "vae": _whole("vae", AutoencoderKL.from_pretrained(path, subfolder="vae", **weights)),
@@ -112,7 +112,7 @@ def _from_folder(path: Path) -> dict[str, Any]:
     }
 
 
-def _whole(part: str, loaded: tuple[Any, dict[str, Any]]) -> Any:
+def _whole(part: str, loaded: Any) -> Any:
     """The network of `from_pretrained`, unless the file lacks weights: diffusers would leave them random."""
     network, info = loaded
     missing = sorted(info["missing_keys"])
