@@ -153,7 +153,7 @@ class OSASIS(StyleModule):
 
         h = self.hparams
         self.base_models = {h.diffae: fingerprint(locate(h.diffae, "diffae"))}
-        self.A = frozen_diffae(h.diffae).model.to(self.frozen_dtype(h.frozen_precision))
+        self.A = frozen_diffae(h.diffae, self.frozen_dtype(h.frozen_precision)).model
         self.B = DiffAEUNet(self.A.config)
         self.B.load_state_dict({key: value.float() for key, value in self.A.state_dict().items() if not_codes(key)})
         self.B.train(h.dropout)

@@ -45,9 +45,11 @@ class Autoencoder:
 
 
 @cache
-def frozen_diffae(name: str) -> Autoencoder:
-    """The autoencoder behind a path or a name of the registry, one for all who ask in this process."""
-    return load_diffae(locate(name, "diffae"))
+def frozen_diffae(name: str, dtype: torch.dtype = torch.float32) -> Autoencoder:
+    """The autoencoder behind a path or a name of the registry, one for all who ask for this precision."""
+    loaded = load_diffae(locate(name, "diffae"))
+    loaded.model.to(dtype)
+    return loaded
 
 
 def load_diffae(path: Path, latents: Path | None = None) -> Autoencoder:

@@ -99,7 +99,8 @@ def _from_folder(path: Path) -> dict[str, Any]:
     if not any((path / "tokenizer" / file).is_file() for file in ("vocab.json", "tokenizer.json")):
         raise FileNotFoundError("it has no tokenizer/vocab.json")  # transformers would make one without words
     local: dict[str, Any] = {"local_files_only": True}
-    weights: dict[str, Any] = local | {"use_safetensors": True, "output_loading_info": True}  # never a pickle, which may run code
+    # Never a pickle, which may run code.
+    weights: dict[str, Any] = local | {"use_safetensors": True, "output_loading_info": True}
     return {
         "unet": _whole("unet", UNet2DConditionModel.from_pretrained(path, subfolder="unet", **weights)),
         "vae": _whole("vae", AutoencoderKL.from_pretrained(path, subfolder="vae", **weights)),
