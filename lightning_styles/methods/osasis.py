@@ -155,14 +155,13 @@ class OSASIS(StyleModule):
         self.base_models = {h.diffae: fingerprint(locate(h.diffae, "diffae"))}
         self.A = frozen_diffae(h.diffae, self.frozen_dtype(h.frozen_precision)).model
         self.B = DiffAEUNet(self.A.config)
-        self.B.load_state_dict({key: value.float() for key, value in self.A.state_dict().items() if not_codes(key)})
+        start = frozen_diffae(h.diffae).model.state_dict()  # of full precision, whatever that of A is
+        self.B.load_state_dict({key: value for key, value in start.items() if not_codes(key)})
         self.B.train(h.dropout)
         with torch.random.fork_rng(devices=[]):  # a fresh SPN is a function of the seed, whatever was drawn before
             torch.manual_seed(noise.number(self.seed, "spn"))
             self.spn = {"time": MappingNetTime, "plain": MappingNet, "none": NoSPN}[h.spn]()
-        self.register_buffer(
-            "pictures", torch.zeros(2, 3, self.hparams.resolution, self.hparams.resolution)
-        )  # I_A^style, I_B^style
+        self.register_buffer("pictures", torch.zeros(2, 3, h.resolution, h.resolution))  # I_A^style, I_B^style
         gradient_checkpointing(self.B, h.gradient_checkpointing)
         if h.compile:
             self.B.compile()

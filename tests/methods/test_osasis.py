@@ -14,6 +14,7 @@ from datamodules.diffae_samples import DiffAESamples
 from lightning_styles.errors import UserError
 from lightning_styles.imaging import read_image
 from lightning_styles.methods.osasis import OSASIS
+from lightning_styles.pretrained.diffae import load_diffae
 from lightning_styles.square import to_square
 from tests.micro import quiet_trainer
 from tests.micro_osasis import SIZE, MicroOSASIS
@@ -99,6 +100,14 @@ def test_gradient_checkpointing_changes_no_number(
     theirs = trained(method)
     for key, value in default.items():
         torch.testing.assert_close(theirs[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_b_starts_in_full_precision_whatever_that_of_a_is(micro_osasis: MicroOSASIS, tmp_path: Path) -> None:
+    method = make_osasis(micro_osasis, frozen_precision="bfloat16", lr=0.0, iterations=1)
+    fit(tmp_path, method, samples(micro_osasis), steps=1)
+    assert method.A.dtype == torch.bfloat16
+    whole = load_diffae(Path(micro_osasis.diffae)).model.state_dict()
+    assert all(torch.equal(value, whole[key]) for key, value in method.B.state_dict().items())
 
 
 def test_a_pool_gives_the_photos_that_sampling_gives(micro_osasis: MicroOSASIS, tmp_path: Path) -> None:
