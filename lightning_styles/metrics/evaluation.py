@@ -5,6 +5,7 @@
 | perceptual | perceptual network | `content`: distance of result and source; `twin`: of result and twin |
 | lpips | trunk of torchvision | the same two by LPIPS, in place of perceptual |
 | identity | identity network | `identity`: cosine similarity of result and source |
+| structure | structure network | `structure`: difference of the self-similarities of result and source |
 | style_features | perceptual network | `fid`, `kid`, and with a content distance `artfid` |
 | inception | weights of FID's Inception | the same by Inception, in place of style_features |
 
@@ -32,6 +33,7 @@ from lightning_styles.metrics.fid import (
 from lightning_styles.metrics.identity import IdentitySimilarity
 from lightning_styles.metrics.perceptual import PerceptualDistance, PixelDistance, load_lpips
 from lightning_styles.metrics.rapsd import RadialSpectrum, spectrum_distance
+from lightning_styles.metrics.structure import StructureDistance
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ KINDS = {
     "perceptual": "perceptual",
     "lpips": "lpips",
     "identity": "identity",
+    "structure": "structure",
     "style_features": "perceptual",
     "inception": "inception",
 }
@@ -90,6 +93,10 @@ class Evaluation(nn.Module):
             from lightning_styles.pretrained.networks import load_identity
 
             self.to_source["identity"] = IdentitySimilarity(load_identity(metrics["identity"]))
+        if "structure" in metrics:
+            from lightning_styles.pretrained.networks import load_structure
+
+            self.to_source["structure"] = StructureDistance(load_structure(metrics["structure"]))
         self.features = _style_network(metrics)
         if self.features is not None:
             self.fid = FrechetDistance(self.features.num_features)

@@ -1,4 +1,7 @@
-"""The small networks of the embedded world: safetensors whose metadata holds the constructor's arguments."""
+"""Networks that judge pictures: those of the embedded world, and the official ones that take their place.
+
+The small ones are safetensors whose metadata holds the constructor's arguments.
+"""
 
 import json
 from pathlib import Path
@@ -10,9 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lightning_styles.errors import UserError
+from lightning_styles.models.arcface import ArcFace
 from lightning_styles.models.identity import IdentityNet
 from lightning_styles.models.perceptual import PerceptualNet
+from lightning_styles.models.self_similarity import DinoKeys, PerceptualTokens
 from lightning_styles.pretrained import locate
+from lightning_styles.pretrained.judges import load_arcface, load_dino
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -29,9 +35,18 @@ def load_perceptual(name: str) -> PerceptualNet:
     return _load(PerceptualNet, name, "perceptual")
 
 
-def load_identity(name: str) -> IdentityNet:
-    """The frozen identity network behind `name` (a path or a name of the registry)."""
+def load_identity(name: str) -> IdentityNet | ArcFace:
+    """The frozen identity network behind `name` (a path or a name of the registry): the small one, or ArcFace."""
+    if (path := locate(name, "identity")).suffix != ".safetensors":
+        return load_arcface(path)
     return _load(IdentityNet, name, "identity")
+
+
+def load_structure(name: str) -> DinoKeys | PerceptualTokens:
+    """The frozen tokens of the structure distance behind `name`: of DINO, or of the small perceptual network."""
+    if (path := locate(name, "structure")).suffix != ".safetensors":
+        return load_dino(path)
+    return PerceptualTokens(_load(PerceptualNet, name, "structure"))
 
 
 def _load(network: type[Net], name: str, kind: str) -> Net:

@@ -107,7 +107,7 @@ def test_required_models() -> None:
     ("metrics", "message"),
     [
         ({"perceptuel": "x"}, "no metric 'perceptuel': did you mean perceptual?"),
-        ({"zzz": "x"}, "known are perceptual, lpips, identity, style_features, inception"),
+        ({"zzz": "x"}, "known are perceptual, lpips, identity, structure, style_features, inception"),
         ({"perceptual": "x", "lpips": "y"}, "perceptual and lpips, which measure the same"),
     ],
 )
