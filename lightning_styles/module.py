@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_styles import noise
 from lightning_styles.errors import UserError
 from lightning_styles.nonfinite import NonFinite, bad_tensors, way_out
-from lightning_styles.precision import keep_trained_in_float32
+from lightning_styles.precision import FrozenHalfPrecision, keep_trained_in_float32
 
 CHECKPOINT_KEY = "lightning_styles"
 log = logging.getLogger(__name__)
@@ -120,7 +120,14 @@ class StyleModule(L.LightningModule):
         return torch.device("cpu") if self._trainer is None else self.trainer.strategy.root_device
 
     def frozen_dtype(self, precision: str) -> torch.dtype:
-        """Precision of frozen weights by name; "auto" is bfloat16 on a GPU and float32 elsewhere."""
+        """Precision of frozen weights by name; "auto" is bfloat16 on a GPU and float32 elsewhere.
+
+        Under `bf16-true` and `16-true` all frozen weights are cast, so it is theirs whatever the name: networks that
+        runs share are then loaded in that precision, not cast where others use them.
+        """
+        plugin = None if self._trainer is None else self.trainer.strategy.precision_plugin
+        if isinstance(plugin, FrozenHalfPrecision):
+            return plugin.dtype
         if precision == "auto":
             precision = "bfloat16" if self.run_device.type == "cuda" else "float32"
         return getattr(torch, precision)

@@ -75,7 +75,7 @@ class OSASIS(StyleModule):
         clip_preprocess: "osasis" shows CLIP the nearest pixels in [-1, 1], "clip" what it was trained on.
         normalize_directions: take directions between embeddings of unit length (MTG).
         re_clip: the reconstruction's embedding by "cosine" (official code) or "l1" (paper).
-        frozen_precision: of A and CLIP; "auto" is bfloat16 on a GPU and float32 elsewhere.
+        frozen_precision: of A; "auto" is bfloat16 on a GPU and float32 elsewhere. CLIP stays in float32.
         gradient_checkpointing: recompute B's activations in the backward pass: less memory, slower.
         compile: compile B with torch.compile.
         cache: folder of the twins.
@@ -174,7 +174,7 @@ class OSASIS(StyleModule):
 
         self.__dict__["clip"] = load_clip(self.hparams.clip)
         self.judge = self.perceptual_network()
-        self.clip_model = self.clip.model.to(self.frozen_dtype(self.hparams.frozen_precision))
+        self.clip_model = self.clip.model
 
     def perceptual_network(self) -> nn.Module:
         """LPIPS or its small stand-in, frozen."""
@@ -267,10 +267,11 @@ class OSASIS(StyleModule):
         return self.spn(images, torch.full((len(images),), time, device=images.device))
 
     def embed(self, images: Tensor) -> Tensor:
-        """CLIP embeddings (P, D) of `images` (P, 3, S, S)."""
+        """CLIP embeddings (P, D) of `images` (P, 3, S, S); not under autocast, as small differences of them count."""
         clip = self.clip
-        shown = clip_input(images, self.hparams.clip_preprocess, clip.size, clip.mean, clip.std)
-        return clip.model.encode_image(shown.to(clip.model.positional_embedding.dtype)).float()
+        shown = clip_input(images.float(), self.hparams.clip_preprocess, clip.size, clip.mean, clip.std)
+        with torch.autocast(images.device.type, enabled=False):
+            return clip.model.encode_image(shown.to(clip.model.positional_embedding.dtype)).float()
 
     # ---- training
 

@@ -10,31 +10,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules import Pictures
-from datamodules.diffae_samples import DiffAESamples
 from lightning_styles.errors import UserError
 from lightning_styles.imaging import read_image
 from lightning_styles.methods.osasis import OSASIS
-from lightning_styles.pretrained.diffae import load_diffae
+from lightning_styles.pretrained.diffae import frozen_diffae, load_diffae
 from lightning_styles.square import to_square
 from tests.micro import quiet_trainer
-from tests.micro_osasis import SIZE, MicroOSASIS
+from tests.micro_osasis import SIZE, MicroOSASIS, make_osasis, samples
 
 pytest_plugins = ["tests.micro_osasis"]
-
-
-def make_osasis(micro: MicroOSASIS, **changes: Any) -> OSASIS:
-    settings: dict[str, Any] = {
-        "diffae": micro.diffae, "style_image": micro.style, "domain_model": micro.guided, "clip": micro.clip,
-        "perceptual": "tiny/perceptual", "iterations": 2, "resolution": SIZE, "candidates": 3, "lr": 1e-3,
-        "steps": {"encode": 10, "decode": 4}, "predict_steps": {"encode": 10, "decode": 5}, "weights": {}, "f_ch": 32,
-        "cache": str(micro.folder / "twins"),
-    }  # fmt: skip
-    return OSASIS(**(settings | changes))
-
-
-def samples(micro: MicroOSASIS, **changes: Any) -> DiffAESamples:
-    settings: dict[str, Any] = {"diffae": micro.diffae, "size": SIZE, "batch_size": 2, "steps": 4, "latent_steps": 4}
-    return DiffAESamples(**(settings | changes))
 
 
 def fit(folder: Path, method: OSASIS, data: Any, steps: int = 2, **settings: Any) -> Any:
@@ -108,6 +92,13 @@ def test_b_starts_in_full_precision_whatever_that_of_a_is(micro_osasis: MicroOSA
     assert method.A.dtype == torch.bfloat16
     whole = load_diffae(Path(micro_osasis.diffae)).model.state_dict()
     assert all(torch.equal(value, whole[key]) for key, value in method.B.state_dict().items())
+
+
+def test_half_precision_leaves_the_shared_autoencoder_as_it_is(micro_osasis: MicroOSASIS, tmp_path: Path) -> None:
+    method = make_osasis(micro_osasis, iterations=1)
+    fit(tmp_path, method, samples(micro_osasis), steps=1, precision="bf16-true")
+    assert method.A.dtype == torch.bfloat16
+    assert frozen_diffae(micro_osasis.diffae).model.dtype == torch.float32
 
 
 def test_a_pool_gives_the_photos_that_sampling_gives(micro_osasis: MicroOSASIS, tmp_path: Path) -> None:

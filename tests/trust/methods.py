@@ -23,6 +23,7 @@ from lightning_styles.methods.sms import SMS
 from lightning_styles.methods.style_lora import StyleLoRA
 from lightning_styles.module import StyleModule
 from tests.micro import Micro, quiet_trainer
+from tests.micro_osasis import MicroOSASIS, make_osasis, samples
 
 ITERATIONS = 4
 
@@ -33,7 +34,7 @@ class Method:
 
     Attributes:
         make: the method on the micro base; keywords override its settings.
-        data: its data, with as many loader workers.
+        data: its data on the micro base, with as many loader workers.
         losses: what it logs as train/<name>.
         adapters: name of each optimizer -> part of the names of each LoRA that it trains.
         variant: trains like another entry, so slow tests leave it out.
@@ -41,7 +42,7 @@ class Method:
     """
 
     make: Callable[..., StyleModule]
-    data: Callable[[int], L.LightningDataModule]
+    data: Callable[[Micro, int], L.LightningDataModule]
     losses: tuple[str, ...]
     adapters: dict[str, list[str]] = field(default_factory=dict)
     variant: bool = False
@@ -70,7 +71,7 @@ def sms(*losses: str, pictures: int = 1, variant: bool = True, **own: Any) -> Me
     """SMS with the settings `own` on one or more pictures; it logs style, identity and `losses`."""
     return Method(
         make=lambda micro, **changes: make_sms(micro, **({"iterations": ITERATIONS} | own | changes)),
-        data=lambda workers: Pictures(images=f"scene:portrait/3-{2 + pictures}", resolution=32, num_workers=workers),
+        data=lambda _, workers: Pictures(images=f"scene:portrait/3-{2 + pictures}", resolution=32, num_workers=workers),
         losses=("style", "identity", *losses),
         adapters={"fake": [f".fake{i}." for i in range(pictures)]} if "fake" in losses else {},
         variant=variant,
@@ -78,11 +79,16 @@ def sms(*losses: str, pictures: int = 1, variant: bool = True, **own: Any) -> Me
     )
 
 
-def style_pictures(workers: int) -> StyleImages:
+def style_pictures(_: Micro, workers: int) -> StyleImages:
     return StyleImages(
         images="scene:portrait/0-3", style="cartoon", prompt="cartoon style, {caption}", resolution=32, batch_size=2,
         num_workers=workers,
     )  # fmt: skip
+
+
+def osasis_files(micro: Micro) -> MicroOSASIS:
+    """The networks of OSASIS, beside the micro base."""
+    return MicroOSASIS(micro.folder / "osasis")
 
 
 METHODS: dict[str, Method] = {
@@ -96,6 +102,12 @@ METHODS: dict[str, Method] = {
         style_pictures,
         losses=("noise",),
         adapters={"lora": [".style."]},
+        saving_memory={"gradient_checkpointing": True},
+    ),
+    "osasis": Method(
+        lambda micro, **changes: make_osasis(osasis_files(micro), **({"iterations": ITERATIONS} | changes)),
+        lambda micro, _: samples(osasis_files(micro)),  # its loader only counts: there is nothing for workers to do
+        losses=("cross", "in", "re_clip", "re_l1", "re_lpips"),
         saving_memory={"gradient_checkpointing": True},
     ),
 }

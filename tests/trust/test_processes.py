@@ -17,7 +17,7 @@ from lightning_styles.__main__ import main
 from lightning_styles.cli import strategy_for
 from lightning_styles.module import StyleModule
 from tests.micro import Micro
-from tests.trust.methods import METHODS, Method, differing, saved
+from tests.trust.methods import METHODS, Method, differing, osasis_files, saved
 from tests.trust.two_processes import gradients_of
 
 pytest_plugins = ["tests.micro"]
@@ -37,6 +37,7 @@ def out(micro: Micro, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left behind."""
     folder, base = tmp_path_factory.mktemp("two"), Path(micro.base).parent
     assert micro.lora
+    osasis_files(micro)
     done = launch(str(ROOT / "tests/trust/two_processes.py"), str(base), str(folder), cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
@@ -81,6 +82,8 @@ class OneOfTwo:
         monkeypatch.setattr(sampling, "StepSampler", ranked)
         draw = lambda method, purpose: noise.generator(method.seed, method.iteration, rank, purpose)  # noqa: E731
         monkeypatch.setattr(StyleModule, "generator", draw)
+        seed, ranked_key = noise.seed_global, lambda seed, iteration, _, purpose: (seed, iteration, rank, purpose)
+        monkeypatch.setattr(noise, "seed_global", lambda *key: seed(*ranked_key(*key)))
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ def straight(micro: Micro, tmp_path_factory: pytest.TempPathFactory) -> Callable
     def run(name: str, precision: str = "32-true") -> tuple[Recorder, Path]:
         if (name, precision) not in done:
             case, folder = METHODS[name], tmp_path_factory.mktemp("straight")
-            recorder, _ = train(case.make(micro), case.data(0), folder, precision=precision, **busy())
+            recorder, _ = train(case.make(micro), case.data(micro, 0), folder, precision=precision, **busy())
             done[name, precision] = recorder, folder
         return done[name, precision]
 
@@ -42,7 +42,9 @@ def test_a_resumed_run_ends_bit_equal_to_a_straight_one(
     whole, folder = straight(name, precision)
     disturb_global_random_states()
     part = folder / f"step={PART}.ckpt"
-    rest, run = train(case.make(micro), case.data(workers), tmp_path, ckpt_path=part, precision=precision, **busy())
+    rest, run = train(
+        case.make(micro), case.data(micro, workers), tmp_path, ckpt_path=part, precision=precision, **busy()
+    )
     assert run.global_step == ITERATIONS
     ours, theirs = saved(tmp_path), saved(folder)
     # Where files lie is all that may differ: parameters, optimizers, schedulers, average, counters may not.
@@ -66,7 +68,7 @@ def test_previews_validation_and_an_average_change_nothing(
     straight: Any, micro: Micro, tmp_path: Path, name: str
 ) -> None:
     case = METHODS[name]
-    bare, _ = train(case.make(micro), case.data(0), tmp_path, limit_val_batches=0)
+    bare, _ = train(case.make(micro), case.data(micro, 0), tmp_path, limit_val_batches=0)
     watched, folder = straight(name)
     assert differing(saved(tmp_path)["state_dict"], saved(folder)["state_dict"]) == []
     assert (bare.noise, bare.batches, bare.losses) == (watched.noise, watched.batches, watched.losses)

@@ -18,16 +18,16 @@ def gradients_of(case: Method, micro: Micro, folder: Path, **trainer: object) ->
     """The gradients of two iterations, with gradient checkpointing where the method has it."""
     seen = Gradients()
     run = quiet_trainer(folder, 2, callbacks=[seen], **trainer)
-    run.fit(case.make(micro, **case.saving_memory), datamodule=case.data(0))
+    run.fit(case.make(micro, **case.saving_memory), datamodule=case.data(micro, 0))
     return seen
 
 
 def work(case: Method, micro: Micro, out: Path) -> None:
     """A straight run, one that goes on from its middle, and gradients."""
     method = case.make(micro)
-    straight, run = train(method, case.data(0), out / "straight", **SETTINGS, **busy())
+    straight, run = train(method, case.data(micro, 0), out / "straight", **SETTINGS, **busy())
     middle = out / "straight" / "step=2.ckpt"
-    rest, _ = train(case.make(micro), case.data(2), out / "rest", ckpt_path=middle, **SETTINGS, **busy())
+    rest, _ = train(case.make(micro), case.data(micro, 2), out / "rest", ckpt_path=middle, **SETTINGS, **busy())
     record = {
         "trained": method.state_dict(),
         "batches": (straight.batches, rest.batches),
