@@ -26,6 +26,7 @@ LIGHT = {
     "convert": "official checkpoints in, trained results out",
     "stylize": "stylize pictures with a trained checkpoint, no config needed",
     "compare": "test the rows of a table that differ in a few settings, and write it",
+    "density": "rank a folder of pictures by how rare they are to a diffusion autoencoder",
 }
 SIBLINGS = ("datamodules", "callbacks")
 

@@ -89,9 +89,9 @@ def test_light_commands_import_nothing_heavy() -> None:
     code = (
         "import sys; from lightning_styles.__main__ import main\n"
         "codes = [main(a) for a in (['--help'], ['fti'], ['check', '--help'], ['convert', '--help'],"
-        " ['stylize', '--help'])]\n"
+        " ['stylize', '--help'], ['compare', '--help'], ['density', '--help'])]\n"
         "heavy = {'torch', 'lightning', 'numpy', 'PIL', 'yaml', 'jsonargparse'} & set(sys.modules)\n"
         "print(codes, sorted(heavy), file=sys.stderr)"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert run.stderr.splitlines()[-1] == "[0, 2, 0, 0, 0] []"
+    assert run.stderr.splitlines()[-1] == "[0, 2, 0, 0, 0, 0, 0] []"
