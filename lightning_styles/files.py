@@ -1,7 +1,8 @@
-"""Files that are whole or not there, and folders that can be written."""
+"""Files that are whole or not there, archives without damage, and folders that can be written."""
 
 import os
 import uuid
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,27 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_archive(path: Path, unreadable: str) -> None:
+    """Refuse an archive of PyTorch with a damaged member, which it does not notice, or a packed one, perhaps a bomb.
+
+    Args:
+        path: the file, a zip archive.
+        unreadable: what to say when it is none, or cut short.
+
+    Raises:
+        UserError: it is refused.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise UserError(f"{path} holds packed files, as no checkpoint of PyTorch does; it is refused.")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError) as error:
+        raise UserError(unreadable) from error
+    if damaged:
+        raise UserError(f"{path} is damaged ({damaged} has a wrong checksum); get it again or use another checkpoint.")
 
 
 def check_writable(folder: str | Path) -> None:

@@ -2,7 +2,6 @@
 
 import pickle
 import re
-import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 import yaml
 
 from lightning_styles.errors import UserError
+from lightning_styles.files import check_archive
 
 ROOT = "runs"
 NO_CHECKPOINT = "{} cannot be read as a checkpoint; it may be cut short or of another kind. Use another one."
@@ -101,7 +101,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if path.suffix == ".safetensors":  # torch.load would hand it to another reader
         raise UserError(NO_CHECKPOINT.format(path))
-    check_archive(path)
+    check_archive(path, NO_CHECKPOINT.format(path))
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
@@ -113,23 +113,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not checkpoint.keys() >= {"state_dict", "pytorch-lightning_version"}:
         raise UserError(f"{path} is not a training checkpoint; expected one that `fit` wrote.")
     return checkpoint
-
-
-def check_archive(path: Path) -> None:
-    """Refuse a zip archive with a damaged member, which PyTorch would not notice, or a packed one, which may be a bomb.
-
-    Raises:
-        UserError: also when `path` is no archive.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise UserError(f"{path} holds packed files, as no checkpoint of PyTorch does; it is refused.")
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError) as error:
-        raise UserError(NO_CHECKPOINT.format(path)) from error
-    if damaged:
-        raise UserError(f"{path} is damaged ({damaged} has a wrong checksum); use another checkpoint.")
 
 
 def describe_checkpoint(path: Path) -> str:

@@ -9,6 +9,7 @@ from torchmetrics import MeanMetric
 
 from lightning_styles.errors import UserError
 from lightning_styles.pretrained import locate
+from lightning_styles.pretrained.weights import read_torch
 
 # A key that only this trunk of torchvision has, and its shape.
 TRUNKS = {
@@ -108,7 +109,7 @@ def read_weights(path: Path, expected: str) -> dict[str, Tensor]:
 
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = read_torch(path)
         if not all(isinstance(value, Tensor) for value in state.values()):
             raise TypeError("more than tensors")
     except Exception as error:  # torch raises almost anything on damaged bytes

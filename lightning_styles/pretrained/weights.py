@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from lightning_styles.errors import UserError
+from lightning_styles.files import check_archive
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -40,7 +41,9 @@ def read_torch(path: Path) -> Any:
     """
     if not path.is_file():
         raise UserError(f"No file at {path}; give the path of the checkpoint.")
-    is_zip = zipfile.is_zipfile(path)
+    is_zip = zipfile.is_zipfile(path)  # as of PyTorch 1.6; the format before has no checksums
+    if is_zip:
+        check_archive(path, f"{path.name} is truncated or no PyTorch checkpoint; get it again.")
     try:
         foreign = get_unsafe_globals_in_checkpoint(path) if is_zip else []
         refused = [name for name in foreign if not name.startswith(BESIDE_TENSORS)]

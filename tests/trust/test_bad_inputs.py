@@ -127,20 +127,21 @@ def test_the_pickle_would_run_code(world: Path) -> None:
     (world / "code_ran").rmdir()  # it was there
 
 
-def test_no_flipped_bit_of_a_checkpoint_goes_unnoticed(world: Path) -> None:
+@pytest.mark.parametrize("read", [read_checkpoint, read_torch])
+def test_no_flipped_bit_of_a_checkpoint_goes_unnoticed(read: Callable[[Path], Any], world: Path) -> None:
     good, damaged = (world / "sms.ckpt").read_bytes(), Path("damaged.ckpt")
-    expected, refused = flatten(read_checkpoint(world / "sms.ckpt")), 0
+    expected, refused = flatten(read(world / "sms.ckpt")), 0
     for place in range(0, len(good), len(good) // 150):
         damaged.write_bytes(good[:place] + bytes([good[place] ^ 1 << place % 8]) + good[place + 1 :])
         try:
-            assert flatten(read_checkpoint(damaged)) == expected  # padding, or what nobody reads
+            assert flatten(read(damaged)) == expected  # padding, or what nobody reads
         except UserError:
             refused += 1
     assert refused > 90
     for length in range(0, len(good), len(good) // 20):
         damaged.write_bytes(good[:length])
         with pytest.raises(UserError):
-            read_checkpoint(damaged)
+            read(damaged)
 
 
 def test_no_flipped_bit_in_the_header_of_a_lora_goes_unnoticed(micro: Micro) -> None:
