@@ -107,6 +107,21 @@ def test_sms_has_the_papers_settings(name: str) -> None:
     assert config["data"]["init_args"]["resolution"] == 512
 
 
+@pytest.mark.parametrize("name", [name for name in CONFIGS if "osasis" in name and "tiny/" not in name])
+def test_osasis_has_the_settings_of_its_official_code(name: str) -> None:
+    config = parse_only(["fit", "--config", name])
+    settings, data = config["model"]["init_args"], config["data"]["init_args"]
+    expected = {"iterations": 200, "lr": 5e-6, "spn_lr": 1e-4, "lambda_spn": 0.1, "t0": 0.5, "f_ch": 32, "spn": "time"}
+    expected |= {"resolution": 256, "candidates": 30, "steps": {"encode": 50, "decode": 20}, "dropout": True}
+    expected |= {"predict_steps": {"encode": 100, "decode": 50}, "lambda_style": 1.0, "start": "below"}
+    expected |= {"weights": {"cross": 1.0, "in": 0.5, "re_clip": 30.0, "re_l1": 10.0, "re_lpips": 10.0}}
+    assert {key: settings[key] for key in expected} == expected
+    assert (data["diffae"], data["batch_size"], data["steps"]) == (settings["diffae"], 8, 20)
+    domain = name.partition("osasis_")[2].removesuffix(".yaml").replace("_", "-")
+    assert settings["diffae"] == f"diffae-{domain}256"
+    assert settings["domain_model"] == f"p2-{domain}"
+
+
 def test_every_style_writes_into_its_own_folder() -> None:
     folders = [yaml.safe_load((ROOT / name).read_text("utf-8"))["vars"]["output_dir"] for name in SMS]
     assert sorted(folders) == sorted(set(folders))
