@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles import noise
 from lightning_styles.errors import UserError
-from lightning_styles.nonfinite import NonFinite, bad_tensors, way_out
+from lightning_styles.nonfinite import NonFinite, bad_tensors, became_nonfinite, way_out
 from lightning_styles.precision import FrozenHalfPrecision, keep_trained_in_float32
 
 CHECKPOINT_KEY = "lightning_styles"
@@ -180,14 +180,20 @@ class StyleModule(L.LightningModule):
             optimizer.step()
 
     @contextmanager
-    def optimizing_alone(self) -> Iterator[None]:
-        """Let `optimize` work outside of `fit`, in `predict` or `test`: own optimizers, no gradient sync, no logs."""
+    def optimizing_alone(self, what: str = "the result") -> Iterator[None]:
+        """Let `optimize` work outside of `fit`, in `predict` or `test`: own optimizers, no gradient sync, no logs.
+
+        Raises:
+            UserError: at the end of the block, if a loss was NaN or infinite; it says that `what` is spoiled.
+        """
         with torch.inference_mode(False), torch.enable_grad():
-            self._alone = self.named_optimizers()
+            self._alone, self._nonfinite = self.named_optimizers(), NonFinite()
             try:
                 yield
             finally:
                 self._alone = None
+        if found := self._nonfinite.first():
+            raise UserError(f"{became_nonfinite(*found)}, which spoils {what}; try precision 32-true.")
 
     def total_loss(self, losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
         """Sum of weights[name] * losses[name], logged with its terms as train/total and train/<name>."""
@@ -196,25 +202,23 @@ class StyleModule(L.LightningModule):
         return total
 
     def log_losses(self, losses: dict[str, Tensor]) -> None:
-        """Log scalars as train/<name>; nothing outside of `fit`."""
+        """Watch scalars for NaN and, in `fit`, log them as train/<name>."""
+        self._nonfinite.note(losses, self.iteration)
         if self._alone is None:
-            self._nonfinite.note(losses, self.iteration)
             self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()})
 
     # ---- NaN and infinite values
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and self.trainer.global_step % every == 0:
+        done, every = self.trainer.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if done == self.trainer.max_steps or (every and done % every == 0):
             self._stop_at_nonfinite()
 
     def _stop_at_nonfinite(self) -> None:
         """End the run if a loss was NaN or infinite; a collective call that waits for the device."""
         found = self._nonfinite.first(self.trainer.strategy) if self.stops_at_nonfinite else None
         if found:
-            iteration, names = found
-            what = f"{' and '.join(names)} became NaN or infinite in iteration {iteration}"
-            raise UserError(f"{what}; {way_out(self.trainer)}")
+            raise UserError(f"{became_nonfinite(*found)}; {way_out(self.trainer)}")
 
     def _refuse_nonfinite(self, state: dict[str, Tensor]) -> None:
         """Keep bad values out of checkpoints. Raising leaves the files as they are, so what is on disk is good."""

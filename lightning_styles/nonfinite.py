@@ -29,15 +29,26 @@ class NonFinite:
             now = torch.where(torch.isfinite(loss.detach()).all(), NEVER, iteration)
             self.since[name] = torch.minimum(self.since.get(name, now), now)
 
-    def first(self, strategy: Strategy) -> tuple[int, list[str]] | None:
-        """The first iteration with a bad loss on any rank, and its bad losses; a collective call."""
+    def first(self, strategy: Strategy | None = None) -> tuple[int, list[str]] | None:
+        """The first iteration with a bad loss on any rank of `strategy`, a collective call, or on this one alone.
+
+        Returns:
+            The iteration and its bad losses; None if all were fine.
+        """
         if not self.since:
             return None
         since = torch.stack(list(self.since.values()))
-        iterations = strategy.reduce(since, reduce_op="min").tolist()  # type: ignore[union-attr]
+        if strategy is not None:
+            since = strategy.reduce(since, reduce_op="min")
+        iterations = since.tolist()  # type: ignore[union-attr]
         first = min(iterations)
         named = zip(self.since, iterations, strict=True)
         return None if first == NEVER else (first, [name for name, iteration in named if iteration == first])
+
+
+def became_nonfinite(iteration: int, names: list[str]) -> str:
+    """What `NonFinite.first` found, in words."""
+    return f"{' and '.join(names)} became NaN or infinite in iteration {iteration}"
 
 
 def bad_tensors(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -23,22 +23,22 @@ def cfg(eps_cond: Tensor, eps_uncond: Tensor, guidance: float) -> Tensor:
 
 
 def vsd_gradient(eps_style: Tensor, eps_fake: Tensor, w_t: Tensor) -> Tensor:
-    """g = w_t (eps_style - eps_fake), NaN set to 0 (VSD, arXiv 2305.16213, eq. 9; SMS, arXiv 2503.07601).
+    """g = w_t (eps_style - eps_fake) (VSD, arXiv 2305.16213, eq. 9; SMS, arXiv 2503.07601).
 
     SMS matches the style model's score with the same g and then weighs it by R. The official code takes the
     posterior variance for w_t (`NoiseSchedule.posterior_variance`); the papers leave w_t open.
     """
-    return torch.nan_to_num(per_sample(w_t, eps_style) * (eps_style - eps_fake), nan=0.0)
+    return per_sample(w_t, eps_style) * (eps_style - eps_fake)
 
 
 def sds_gradient(eps_tgt: Tensor, eps: Tensor, alpha_bar_t: Tensor) -> Tensor:
     """g = (1 - alpha_bar_t) (eps_tgt - eps) (SDS, arXiv 2209.14988, eq. 3, w(t) = sigma_t^2)."""
-    return torch.nan_to_num(per_sample(1 - alpha_bar_t, eps) * (eps_tgt - eps), nan=0.0)
+    return per_sample(1 - alpha_bar_t, eps) * (eps_tgt - eps)
 
 
 def dds_gradient(eps_tgt: Tensor, eps_src: Tensor) -> Tensor:
     """g = eps_tgt - eps_src for the same eps and t, without a weight (DDS, arXiv 2304.07090, eq. 3)."""
-    return torch.nan_to_num(eps_tgt - eps_src, nan=0.0)
+    return eps_tgt - eps_src
 
 
 def pds_gradient(
@@ -64,8 +64,7 @@ def pds_gradient(
     of_xt = (1 - beta).sqrt() * (1 - a_prev) / (1 - a)
     of_z = (a_prev.sqrt() - of_x0 - of_xt * a.sqrt()) / sigma
     of_eps = of_x0 * ((1 - a) / a).sqrt() / sigma
-    g = per_sample(of_z, z_tgt) * (z_tgt - z_src) + per_sample(of_eps, z_tgt) * (eps_tgt - eps_src)
-    return torch.nan_to_num(g, nan=0.0)
+    return per_sample(of_z, z_tgt) * (z_tgt - z_src) + per_sample(of_eps, z_tgt) * (eps_tgt - eps_src)
 
 
 def relevance_map(eps_edit: Tensor, eps_null: Tensor) -> Tensor:
@@ -83,7 +82,7 @@ def relevance_map(eps_edit: Tensor, eps_null: Tensor) -> Tensor:
     """
     m = (eps_edit - eps_null).mean(dim=1, keepdim=True).abs()
     low, high = m.amin(dim=(1, 2, 3), keepdim=True), m.amax(dim=(1, 2, 3), keepdim=True)
-    return torch.where(high > low, (m - low) / (high - low), 1.0)
+    return torch.where(high == low, 1.0, (m - low) / (high - low))  # NaN in a prediction stays NaN
 
 
 def style_loss(g: Tensor, R: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
@@ -92,11 +91,12 @@ def style_loss(g: Tensor, R: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
     R = 1 gives VSD, SDS, DDS and PDS. numel counts the elements of one sample. The mean matters: R g / numel
     is of the order of Adam's eps, so a sum, or a further mean over the batch, changes the size of the steps.
 
+    As in the official code, NaN in g moves nothing; but the value is NaN then, by which a run notices it.
+
     Returns:
         The value (B,) and its gradient with respect to z_tgt (B, C, h, w).
     """
-    g = R * g
-    return 0.5 * g.square().flatten(1).mean(1), g / g[0].numel()
+    return 0.5 * (R * g).square().flatten(1).mean(1), R * torch.nan_to_num(g, nan=0.0) / g[0].numel()
 
 
 def fake_score_loss(

@@ -389,7 +389,7 @@ class SMS(StyleModule):
             self._allocate(batch["image"].clone())
             self._prompt(batch["name"], batch["caption"], batch["image"].clone())
             self._start()
-        with self.optimizing_alone():
+        with self.optimizing_alone(", ".join(self.names)):
             for i in range(self.iterations):
                 self.iteration = i
                 self.iterate()

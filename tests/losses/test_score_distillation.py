@@ -182,10 +182,20 @@ def test_relevance_map_is_scaled_for_each_sample_and_one_where_flat() -> None:
     assert torch.equal(R[1], torch.ones(1, 1, 3))
 
 
-def test_nan_in_a_prediction_does_not_reach_the_latent() -> None:
-    eps = torch.ones(1, 1, 1, 2)
-    bad = torch.tensor([[[[float("nan"), 3.0]]]])
-    assert vsd_gradient(bad, eps, torch.tensor([0.5])).flatten().tolist() == [0.0, 1.0]
+def test_nan_in_a_prediction_does_not_reach_the_latent_but_the_value() -> None:
+    eps = torch.ones(2, 1, 1, 2)
+    bad = torch.tensor([[[[float("nan"), 3.0]]], [[[1.0, 3.0]]]])
+    value, gradient = style_loss(vsd_gradient(bad, eps, torch.tensor([0.5, 0.5])))
+    assert gradient.flatten().tolist() == [0.0, 0.5, 0.0, 0.5]
+    assert value.isnan().tolist() == [True, False]
+
+
+def test_nan_in_a_prediction_is_no_flat_relevance_map() -> None:
+    null = torch.zeros(2, 1, 1, 3)
+    edit = torch.tensor([[[[1.0, float("nan"), 2.0]]], [[[1.0, 1.0, 2.0]]]])
+    R = relevance_map(edit, null)
+    assert R[0].isnan().all()
+    assert R[1].flatten().tolist() == [0.0, 0.0, 1.0]
 
 
 def test_pds_equals_its_definition_with_both_noises() -> None:

@@ -90,6 +90,32 @@ def test_predict_takes_pictures_of_different_sizes_and_skips_finished_ones(micro
     assert torch.equal(again["48"], first["48"])
 
 
+class Poison(L.Callback):
+    """Makes one value of the prediction `which` NaN in iteration 1, when the latents move."""
+
+    def __init__(self, which: int) -> None:
+        self.which = which
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: SMS) -> None:  # type: ignore[override]
+        def spoil(scores: Any, words: Any, predictions: list[Tensor]) -> None:
+            if pl_module.iteration == 1 and not torch.is_grad_enabled():
+                predictions[self.which][0, 0, 0, 0, 0] = float("nan")
+
+        pl_module.scores.register_forward_hook(spoil)
+
+    on_predict_start = on_train_start
+
+
+@pytest.mark.parametrize(("objective", "which"), [("sms", 0), ("sms", 2), ("sds", 0), ("dds", 0), ("pds", 0)])
+@pytest.mark.parametrize("command", ["fit", "predict"])
+def test_nan_in_a_score_is_noticed(micro: Micro, tmp_path: Path, command: str, objective: str, which: int) -> None:
+    method = make_sms(micro, objective=objective, relevance=which == 2)
+    run = quiet_trainer(tmp_path, 2, callbacks=[Poison(which)])
+    with pytest.raises(UserError, match=r"^style.* became NaN or infinite in iteration 1(;|, which spoils p)"):
+        getattr(run, command)(method, datamodule=pictures())
+    assert not list(tmp_path.rglob("*.png"))
+
+
 # ---- options
 
 
