@@ -7,14 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_styles.module import StyleModule
-from lightning_styles.pretraining.schedule import warmup_cosine
+from lightning_styles.pretraining.base import Pretraining
 
 
-class AutoencoderPretraining(StyleModule):
+class AutoencoderPretraining(Pretraining):
     """AutoencoderKL from pictures: L1 + gradient + perceptual + KL; the latent scale is measured at export.
 
     Args:
@@ -34,6 +31,8 @@ class AutoencoderPretraining(StyleModule):
     perceptual: Any
     latent_variance: Tensor
     formats = {"diffusers": "."}
+    betas = (0.9, 0.99)
+    weight_decay = 1e-4
 
     def __init__(
         self,
@@ -87,22 +86,13 @@ class AutoencoderPretraining(StyleModule):
         self.register_buffer("latent_variance", torch.ones(()))
         self.perceptual = load_perceptual(h.perceptual) if h.perceptual else None
 
-    def named_optimizers(self) -> dict[str, tuple[Optimizer, LambdaLR | None]]:
-        optimizer = AdamW(
-            [p for p in self.vae.parameters() if p.requires_grad],
-            lr=self.hparams.lr,
-            betas=(0.9, 0.99),
-            weight_decay=1e-4,
-        )
-        return {"vae": (optimizer, warmup_cosine(optimizer, self.iterations, self.hparams.warmup))}
-
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         x = batch["image"]
         posterior = self.vae.encode(x).latent_dist
         z = posterior.mean + posterior.std * self.randn_like(posterior.mean, "posterior")
         losses = self.losses(x, self.vae.decode(z).sample, batch["importance"])
         losses["kl"] = posterior.kl().mean() / z[0].numel()
-        self.optimize("vae", self.total_loss(losses, self.hparams.weights))
+        self.optimize("network", self.total_loss(losses, self.hparams.weights))
         self.latent_variance.lerp_(posterior.mean.detach().float().var(), 0.01)
         self.last = x.detach()[:8]
 

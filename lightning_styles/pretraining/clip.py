@@ -8,11 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_styles.module import StyleModule
-from lightning_styles.pretraining.schedule import warmup_cosine
+from lightning_styles.pretraining.base import Pretraining
 from lightning_styles.pretraining.tokenizer import train_clip_tokenizer
 
 # Pictures in [0, 1] become [-1, 1], so that methods which skip the normalisation lose nothing.
@@ -31,7 +28,7 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
 
 
-class ClipPretraining(StyleModule):
+class ClipPretraining(Pretraining):
     """A vision transformer and a text transformer that agree on which caption belongs to which picture.
 
     Args:
@@ -47,6 +44,8 @@ class ClipPretraining(StyleModule):
     """
 
     formats = {"open_clip": "."}
+    betas = (0.9, 0.98)
+    weight_decay = 0.1
 
     def __init__(
         self,
@@ -83,10 +82,6 @@ class ClipPretraining(StyleModule):
         text = {**self.hparams.text, "vocab_size": len(self.tokenizer), "hf_tokenizer_name": "."}
         return {"embed_dim": self.hparams.embedding, "vision_cfg": dict(self.hparams.vision), "text_cfg": text}
 
-    def named_optimizers(self) -> dict[str, tuple[Optimizer, LambdaLR | None]]:
-        optimizer = AdamW(self.clip.parameters(), lr=self.hparams.lr, betas=(0.9, 0.98), weight_decay=0.1)
-        return {"clip": (optimizer, warmup_cosine(optimizer, self.iterations, self.hparams.warmup))}
-
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         captions = self.tokenizer(
             batch["caption"],
@@ -99,7 +94,7 @@ class ClipPretraining(StyleModule):
         text = self.clip.encode_text(captions.input_ids.to(image.device), normalize=True)
         scale = self.clip.logit_scale.clamp(max=4.6).exp()  # at most 100, as in the paper
         loss = contrastive_loss(image.float(), text.float(), scale)
-        self.optimize("clip", self.total_loss({"contrast": loss}, {}))
+        self.optimize("network", self.total_loss({"contrast": loss}, {}))
 
     def export(self, path: Path, layout: str) -> None:
         """Save a folder that `open_clip.create_model("local-dir:...")` loads, in half precision."""

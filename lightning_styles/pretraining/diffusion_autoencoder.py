@@ -9,23 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles.diffusion.ddim import decode, sample_codes
 from lightning_styles.diffusion.respacing import Respaced, constant_betas, even_timesteps, linear_betas
 from lightning_styles.diffusion.schedules import per_sample
 from lightning_styles.models.diffae import DiffAE, DiffAEConfig, LatentConfig
 from lightning_styles.models.latent_mlp import LatentMLP
-from lightning_styles.module import StyleModule
 from lightning_styles.pretrained.architecture import from_json
 from lightning_styles.pretrained.diffae import CodeStatistics, load_diffae, save_diffae
-from lightning_styles.pretraining.schedule import warmup_cosine
+from lightning_styles.pretraining.base import Pretraining
 
 T = 1000
 
 
-class DiffAEPretraining(StyleModule):
+class DiffAEPretraining(Pretraining):
     """UNet and semantic encoder together: predict the noise in x_t, given t and the code z of the clean picture.
 
     Args:
@@ -37,6 +34,7 @@ class DiffAEPretraining(StyleModule):
     """
 
     formats = {"safetensors": "diffae.safetensors"}
+    weight_decay = 1e-3
 
     def __init__(
         self,
@@ -56,10 +54,6 @@ class DiffAEPretraining(StyleModule):
         fields = self.hparams.architecture | {"latent": None}
         self.network = DiffAE(from_json(DiffAEConfig, json.dumps(fields)))
         self.alpha_bar = Respaced.of(linear_betas(T), range(T)).alpha_bar.float().to(self.run_device)
-
-    def named_optimizers(self) -> dict[str, tuple[Optimizer, LambdaLR | None]]:
-        optimizer = AdamW(self.network.parameters(), lr=self.hparams.lr, weight_decay=1e-3)
-        return {"network": (optimizer, warmup_cosine(optimizer, self.iterations, self.hparams.warmup))}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         x = batch["image"]
@@ -85,7 +79,7 @@ class DiffAEPretraining(StyleModule):
         save_diffae(path, self.network)
 
 
-class LatentPriorPretraining(StyleModule):
+class LatentPriorPretraining(Pretraining):
     """The prior over the codes of a trained autoencoder, as a diffusion model with an L1 loss.
 
     Args:
@@ -131,17 +125,13 @@ class LatentPriorPretraining(StyleModule):
         if hasattr(self, "prior"):
             return
         h = self.hparams
-        self.A = load_diffae(Path(h.autoencoder)).model
+        self.A = load_diffae(Path(h.autoencoder)).model.eval().requires_grad_(False)
         self.latent = LatentConfig(h.hidden, h.layers, tuple(range(1, h.layers)), h.time_channels)
         D = self.A.config.embedding
         self.prior = LatentMLP(D, h.hidden, h.layers, self.latent.skips, h.time_channels)
         self.register_buffer("mean", torch.zeros(1, D))
         self.register_buffer("std", torch.ones(1, D))
         self.alpha_bar = Respaced.of(constant_betas(T), range(T)).alpha_bar.float().to(self.run_device)
-
-    def named_optimizers(self) -> dict[str, tuple[Optimizer, LambdaLR | None]]:
-        optimizer = AdamW(self.prior.parameters(), lr=self.hparams.lr, weight_decay=1e-2)
-        return {"prior": (optimizer, warmup_cosine(optimizer, self.iterations, self.hparams.warmup))}
 
     @torch.no_grad()
     def on_fit_start(self) -> None:
@@ -157,7 +147,7 @@ class LatentPriorPretraining(StyleModule):
         t = torch.randint(T, (len(z),), generator=self.generator("timestep")).to(z.device)
         a, eps = self.alpha_bar[t][:, None], self.randn_like(z, "noise")
         prediction = self.prior(a.sqrt() * z + (1 - a).sqrt() * eps, t)
-        self.optimize("prior", self.total_loss({"noise": F.l1_loss(prediction.float(), eps)}, {}))
+        self.optimize("network", self.total_loss({"noise": F.l1_loss(prediction.float(), eps)}, {}))
 
     @torch.no_grad()
     def preview(self) -> dict[str, Tensor]:

@@ -6,17 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles.diffusion.ancestral import ancestral_sample
 from lightning_styles.diffusion.respacing import Respaced, linear_betas, sectioned_timesteps
 from lightning_styles.diffusion.schedules import per_sample
 from lightning_styles.models.guided_unet import GuidedConfig, GuidedUNet
-from lightning_styles.module import StyleModule
 from lightning_styles.pretrained.architecture import from_json
 from lightning_styles.pretrained.diffae import save_guided_unet
-from lightning_styles.pretraining.schedule import warmup_cosine
+from lightning_styles.pretraining.base import Pretraining
 
 
 def p2_weight(alpha_bar: Tensor, k: float = 1.0, gamma: float = 1.0) -> Tensor:
@@ -47,7 +44,7 @@ def variance_bound(process: Respaced, t: Tensor, x_0: Tensor, x_0_hat: Tensor, v
     return (log_variance - low - 1 + (low - log_variance).exp() + distance * (-log_variance).exp()).mean() / 2
 
 
-class GuidedDiffusionPretraining(StyleModule):
+class GuidedDiffusionPretraining(Pretraining):
     """Unconditional eps network with learned variances on the pictures of one domain.
 
     Args:
@@ -61,6 +58,7 @@ class GuidedDiffusionPretraining(StyleModule):
     """
 
     formats = {"safetensors": "p2.safetensors"}
+    weight_decay = 1e-3
 
     def __init__(
         self,
@@ -81,10 +79,6 @@ class GuidedDiffusionPretraining(StyleModule):
             return
         self.network = GuidedUNet(from_json(GuidedConfig, json.dumps(self.hparams.architecture)))
         self.process = Respaced.of(linear_betas(), range(1000))
-
-    def named_optimizers(self) -> dict[str, tuple[Optimizer, LambdaLR | None]]:
-        optimizer = AdamW(self.network.parameters(), lr=self.hparams.lr, weight_decay=1e-3)
-        return {"network": (optimizer, warmup_cosine(optimizer, self.iterations, self.hparams.warmup))}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         x = batch["image"]

@@ -6,13 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles.models.identity import IdentityNet
-from lightning_styles.module import StyleModule
 from lightning_styles.pretrained.networks import save_network
-from lightning_styles.pretraining.schedule import warmup_cosine
+from lightning_styles.pretraining.base import Pretraining
 
 
 def arcface_logits(cosine: Tensor, label: Tensor, margin: float, scale: float) -> Tensor:
@@ -29,7 +26,7 @@ def arcface_logits(cosine: Tensor, label: Tensor, margin: float, scale: float) -
     return scale * torch.where(true, torch.cos(theta + margin), cosine)
 
 
-class IdentityPretraining(StyleModule):
+class IdentityPretraining(Pretraining):
     """Recognise the people of the procedural world under other light, pose, expression and style.
 
     Args:
@@ -67,10 +64,6 @@ class IdentityPretraining(StyleModule):
             return
         self.network = IdentityNet(tuple(self.hparams.widths), self.hparams.embedding)
         self.centres = nn.Parameter(torch.randn(self.hparams.identities, self.hparams.embedding))
-
-    def named_optimizers(self) -> dict[str, tuple[Optimizer, LambdaLR | None]]:
-        optimizer = AdamW(self.parameters(), lr=self.hparams.lr, weight_decay=1e-2)
-        return {"network": (optimizer, warmup_cosine(optimizer, self.iterations, self.hparams.warmup))}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         cosine = self.network(batch["image"]) @ F.normalize(self.centres, dim=1).T

@@ -8,14 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles.diffusion.schedules import NoiseSchedule
 from lightning_styles.errors import UserError
-from lightning_styles.module import StyleModule
 from lightning_styles.pretrained.stable_diffusion import StableDiffusion, encode_prompts, load_stable_diffusion
-from lightning_styles.pretraining.schedule import warmup_cosine
+from lightning_styles.pretraining.base import Pretraining
 from lightning_styles.pretraining.tokenizer import train_clip_tokenizer
 
 # The noise schedule of Stable Diffusion 1.x, so that every tool treats the result as one.
@@ -30,7 +27,7 @@ SCHEDULER = {
 }
 
 
-class LatentDiffusionPretraining(StyleModule):
+class LatentDiffusionPretraining(Pretraining):
     """UNet and CLIP text encoder from captioned pictures, on the latents of a frozen autoencoder.
 
     Args:
@@ -137,11 +134,6 @@ class LatentDiffusionPretraining(StyleModule):
         )
         return CLIPTextModel(config), tokenizer
 
-    def named_optimizers(self) -> dict[str, tuple[Optimizer, LambdaLR | None]]:
-        trained = [*self.unet.parameters(), *self.text_encoder.parameters()]
-        optimizer = AdamW(trained, lr=self.hparams.lr, weight_decay=1e-2)
-        return {"denoiser": (optimizer, warmup_cosine(optimizer, self.iterations, self.hparams.warmup))}
-
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         z = self.latents(batch["image"], batch["row"].tolist())
         generator = self.generator("timestep")
@@ -152,7 +144,7 @@ class LatentDiffusionPretraining(StyleModule):
         text = encode_prompts(self.text_encoder, self.tokenizer, captions)
         prediction = self.unet(self.schedule.add_noise(z, eps, t), t, text).sample
         loss = F.mse_loss(prediction.float(), eps)
-        self.optimize("denoiser", self.total_loss({"noise": loss}, {}))
+        self.optimize("network", self.total_loss({"noise": loss}, {}))
 
     @torch.no_grad()
     def latents(self, x: Tensor, rows: list[int]) -> Tensor:

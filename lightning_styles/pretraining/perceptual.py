@@ -6,16 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles.models.perceptual import PerceptualNet
-from lightning_styles.module import StyleModule
 from lightning_styles.pretrained.networks import save_network
-from lightning_styles.pretraining.schedule import warmup_cosine
+from lightning_styles.pretraining.base import Pretraining
 
 
-class PerceptualPretraining(StyleModule):
+class PerceptualPretraining(Pretraining):
     """Classify attributes and style from pooled features, and every pixel's part from all levels together.
 
     Args:
@@ -51,10 +48,6 @@ class PerceptualPretraining(StyleModule):
         self.trunk = PerceptualNet(tuple(widths))
         self.heads = nn.ModuleDict({name: nn.Linear(sum(widths[1:]), n) for name, n in classes.items()})
         self.part_heads = nn.ModuleList(nn.Conv2d(width, self.hparams.parts, 1) for width in widths)
-
-    def named_optimizers(self) -> dict[str, tuple[Optimizer, LambdaLR | None]]:
-        optimizer = AdamW(self.parameters(), lr=self.hparams.lr, weight_decay=1e-2)
-        return {"network": (optimizer, warmup_cosine(optimizer, self.iterations, self.hparams.warmup))}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         maps = self.trunk.features(batch["image"])

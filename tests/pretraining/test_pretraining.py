@@ -12,9 +12,9 @@ from lightning_styles.models.identity import IdentityNet, identity_similarity
 from lightning_styles.models.perceptual import PerceptualNet
 from lightning_styles.pretrained.networks import load_identity, load_perceptual, save_network
 from lightning_styles.pretraining.autoencoder import differences
+from lightning_styles.pretraining.base import warmup_cosine
 from lightning_styles.pretraining.identity import arcface_logits
 from lightning_styles.pretraining.perceptual import label_loss
-from lightning_styles.pretraining.schedule import warmup_cosine
 from lightning_styles.pretraining.tokenizer import train_clip_tokenizer
 
 
