@@ -1,6 +1,7 @@
 """DiffAESamples: photos that a diffusion autoencoder draws from its own prior, anew or from a pool on disk."""
 
 import hashlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from datamodules.pictures import Pictures
 from datamodules.sampling import shuffled, train_loader
 from lightning_styles import noise
 from lightning_styles.diffusion.ddim import decode, sample_codes
-from lightning_styles.diffusion.respacing import Respaced, constant_betas, even_timesteps, linear_betas
+from lightning_styles.diffusion.half_way import encode_half_way, picture_process
+from lightning_styles.diffusion.respacing import Respaced, constant_betas, even_timesteps
 from lightning_styles.errors import UserError, at_least
 from lightning_styles.files import replacing
 from lightning_styles.pretrained import fingerprint, locate
 
 CHUNK = 16  # pictures of one file of the pool
+
+Chunk = dict[str, Tensor]
 
 
 class DiffAESamples(L.LightningDataModule):
@@ -29,6 +33,9 @@ class DiffAESamples(L.LightningDataModule):
     run. Styles can share a pool: it is built once, goes on where a killed run left it, and spares a run more than half
     of its work; photo i of a run is then one of its pictures, in shuffled passes.
 
+    With `encode` the pool also holds what OSASIS makes of each photo before it trains, and a batch brings it: `z`
+    (B, D), `x_t0` (B, 3, S, S), both float32, and `encoding`, the recipe, by which a method sees whether it is its own.
+
     Args:
         diffae: the diffusion autoencoder, with its latent prior.
         size: side S of its pictures in px.
@@ -36,6 +43,7 @@ class DiffAESamples(L.LightningDataModule):
         steps: of the picture's DDIM.
         latent_steps: of the code's DDIM.
         pool: pictures of the pool; 0 samples every photo anew, as the official code does.
+        encode: {steps, t0} with which the pictures of the pool are encoded too; null leaves that to the method.
         cache: folder of the pools.
         photos: what `validate`, `test` and `predict` stylize: files, folders or scenes, see `Pictures`.
         resolution: shorter side of these photos in px; null keeps the files' own size.
@@ -52,6 +60,7 @@ class DiffAESamples(L.LightningDataModule):
         steps: int = 20,
         latent_steps: int = 200,
         pool: int = 0,
+        encode: dict[str, Any] | None = None,
         cache: str = "runs/diffae_samples",
         photos: str | list[str] | None = None,
         resolution: int | None = None,
@@ -61,6 +70,10 @@ class DiffAESamples(L.LightningDataModule):
         super().__init__()
         at_least(1, batch_size=batch_size, steps=steps, latent_steps=latent_steps)
         at_least(0, pool=pool)
+        if encode is not None and set(encode) != {"steps", "t0"}:
+            raise UserError(f"encode has {', '.join(encode) or 'nothing'}; expected steps and t0 of the method.")
+        if encode is not None and not 0 < encode["t0"] < 1:
+            raise UserError(f"encode.t0 is {encode['t0']}; expected a share of the noise between 0 and 1.")
         self.save_hyperparameters(logger=False, ignore=["batch_size"])
         self.batch_size = batch_size
         self.stylized: Pictures | None = None
@@ -89,8 +102,10 @@ class DiffAESamples(L.LightningDataModule):
         indices, device = batch["index"].tolist(), batch["index"].device
         if not self.hparams.pool:
             return batch | {"image": self.sample(indices, device)}
-        rows = [shuffled(self.hparams.seed, i, self.hparams.pool) for i in indices]
-        return batch | {"image": self.pool[rows].to(device, torch.float32)}
+        rows = [divmod(shuffled(self.hparams.seed, i, self.hparams.pool), CHUNK) for i in indices]
+        kept = {key: torch.stack([self.pool[chunk][key][row] for chunk, row in rows]) for key in self.pool[0]}
+        batch |= {key: tensor.to(device, torch.float32) for key, tensor in kept.items()}
+        return batch | ({"encoding": self.encoding} if self.hparams.encode else {})
 
     @torch.no_grad()
     def sample(self, indices: list[int], device: torch.device) -> Tensor:
@@ -108,28 +123,51 @@ class DiffAESamples(L.LightningDataModule):
         )
         prior = Respaced.of(constant_betas(), even_timesteps(h.latent_steps))
         z = sample_codes(A.latent_net, code, prior, statistics.mean.to(device), statistics.std.to(device))
-        process = Respaced.of(linear_betas(), even_timesteps(h.steps))
-        return decode(partial(A, z=z), x, process, reversed(range(h.steps)))
+        return decode(partial(A, z=z), x, picture_process(h.steps), reversed(range(h.steps)))
 
     # ---- the pool
 
-    def _open_pool(self) -> Tensor:
-        """All pictures of the pool (pool, 3, S, S) in half precision, after making the chunks that are missing."""
+    def _open_pool(self) -> list[Chunk]:
+        """The chunks of the pool, mapped from their files: `image` in half precision, with `encode` z and x_t0."""
+        h, device = self.hparams, self.trainer.strategy.root_device  # type: ignore[union-attr]
+        ranges = [range(first, min(first + CHUNK, h.pool)) for first in range(0, h.pool, CHUNK)]
+        folder = self._pool_folder()
+        pictures = self._chunks(folder, ranges, lambda n: {"image": self.sample(list(ranges[n]), device).half()})
+        if not h.encode:
+            return pictures
+        self.encoding = {**h.encode, "diffae": self._fingerprint()}
+        own = folder / f"encoded_{h.encode['steps']}_{h.encode['t0']:g}"
+        encodings = self._chunks(own, ranges, lambda n: self._encode(pictures[n]["image"].to(device, torch.float32)))
+        return [picture | encoding for picture, encoding in zip(pictures, encodings, strict=True)]
+
+    def _chunks(self, folder: Path, ranges: list[range], make: Callable[[int], Chunk]) -> list[Chunk]:
+        """All chunks in `folder`, after `make` has made the missing ones; the ranks share that work."""
         trainer: Any = self.trainer
-        chunks = [range(first, min(first + CHUNK, self.hparams.pool)) for first in range(0, self.hparams.pool, CHUNK)]
-        files = [self._pool_folder() / f"{chunk[0]:06d}.pt" for chunk in chunks]
-        missing = [(file, chunk) for file, chunk in zip(files, chunks, strict=True) if not file.exists()]
-        for file, chunk in missing[trainer.global_rank :: trainer.world_size]:
-            pictures = self.sample(list(chunk), trainer.strategy.root_device).half().cpu()
-            with replacing(file) as temporary:
-                torch.save(pictures, temporary)
+        files = [folder / f"{chunk[0]:06d}-{chunk[-1]:06d}.pt" for chunk in ranges]
+        missing = [n for n, file in enumerate(files) if not file.exists()]
+        trainer.strategy.barrier()  # every rank has looked before any writes
+        for n in missing[trainer.global_rank :: trainer.world_size]:
+            chunk = {key: tensor.cpu() for key, tensor in make(n).items()}
+            with replacing(files[n]) as temporary:
+                torch.save(chunk, temporary)
         trainer.strategy.barrier()
-        return torch.cat([torch.load(file, weights_only=True) for file in files])
+        return [torch.load(file, weights_only=True, mmap=True) for file in files]
+
+    def _encode(self, images: Tensor) -> Chunk:
+        from lightning_styles.pretrained.diffae import frozen_diffae
+
+        A = frozen_diffae(self.hparams.diffae).model.to(images.device)
+        steps, t0 = self.hparams.encode["steps"], self.hparams.encode["t0"]
+        z, x = encode_half_way(A, images, picture_process(steps), t0)
+        return {"z": z, "x_t0": x}
 
     def _pool_folder(self) -> Path:
         h = self.hparams
-        recipe = (fingerprint(locate(h.diffae, "diffae")), h.size, h.steps, h.latent_steps, h.seed)
+        recipe = (self._fingerprint(), h.size, h.steps, h.latent_steps, h.seed)
         return Path(h.cache) / hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]
+
+    def _fingerprint(self) -> str:
+        return fingerprint(locate(self.hparams.diffae, "diffae"))
 
     # ---- photos to stylize
 

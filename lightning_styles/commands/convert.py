@@ -11,6 +11,7 @@ from lightning_styles.files import check_writable
 FORMATS = {
     "kohya": "style LoRA in kohya layout, .safetensors (WebUI, ComfyUI)",
     "diffusers": "style LoRA (.safetensors) or base model (folder) in diffusers layout",
+    "osasis": "OSASIS stylizer as its official code writes and reads it, iter_<n>.pt",
     "safetensors": "a small network of the embedded world, .safetensors",
 }
 

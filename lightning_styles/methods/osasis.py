@@ -6,6 +6,7 @@ of the decoder. P photos and the style picture go through B together, the style 
 """
 
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,29 +14,29 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchvision.utils import make_grid
 
 from lightning_styles import noise
 from lightning_styles.diffusion import ddim
-from lightning_styles.diffusion.respacing import (
-    Respaced,
-    aligned_decode_indices,
-    decode_indices,
-    encode_indices,
-    even_timesteps,
-    linear_betas,
-)
-from lightning_styles.diffusion.twin import twin_candidates
+from lightning_styles.diffusion.half_way import Encoding, KeptEncodings, brought, encode_half_way, picture_process
+from lightning_styles.diffusion.respacing import Respaced, aligned_decode_indices, decode_indices
+from lightning_styles.diffusion.text_edit import TextEdit, move_code, text_loss
 from lightning_styles.errors import UserError
-from lightning_styles.imaging import read_image, save_png
+from lightning_styles.imaging import read_image
 from lightning_styles.losses.clip_direction import check_directions, clip_input
-from lightning_styles.losses.osasis import WEIGHTS, Anchors, embedding_terms, picture_terms, twin_scores
+from lightning_styles.losses.osasis import WEIGHTS, Anchors, embedding_terms, picture_terms
+from lightning_styles.methods.twins import Twins, candidates_file
 from lightning_styles.models.diffae import DiffAEUNet, style_levels
 from lightning_styles.models.diffusion_blocks import gradient_checkpointing
-from lightning_styles.models.spn import MappingNet, MappingNetTime
+from lightning_styles.models.spn import fresh_spn
 from lightning_styles.module import StyleModule
 from lightning_styles.pretrained import fingerprint, locate
+from lightning_styles.sheet import Axis, check_axes, labelled_sheets
 from lightning_styles.square import from_square, to_square
+
+GRID: dict[str, Axis] = {
+    "t0": ("between 0 and 1", lambda t0: 0 < t0 < 1),
+    "lambda_spn": ("of 0 or more", lambda strength: 0 <= strength < inf),
+}
 
 
 class OSASIS(StyleModule):
@@ -71,6 +72,12 @@ class OSASIS(StyleModule):
         predict_steps: the same in `predict`.
         f_ch: feature maps of at least this side take the style picture's code, smaller ones the photo's.
         swap_codes: exchange the two codes in `predict` (ablation of the paper).
+        grid: {t0: [...], lambda_spn: [...]}: `predict` makes of each photo one labelled sheet over both.
+        text: {source, target} in words: `predict` changes the photo so before it stylizes it (B.2 of the paper); its
+            other keys are those of `diffusion.text_edit.TextEdit`.
+        encoded: folder in which `predict` keeps what it made of each photo before B, for the next style; None keeps
+            nothing.
+        trained: official checkpoint iter_<n>.pt that B and the SPN come from where no checkpoint of a run is given.
         dropout: dropout of B in training, as in the official code.
         clip_preprocess: "osasis" shows CLIP the nearest pixels in [-1, 1], "clip" what it was trained on.
         normalize_directions: take directions between embeddings of unit length (MTG).
@@ -83,8 +90,11 @@ class OSASIS(StyleModule):
         seed: key of all randomness.
     """
 
+    formats = {"osasis": "iter.pt"}
+
     A: Any
     clip: Any
+    edit: Any
     pictures: Tensor
 
     def __init__(
@@ -114,6 +124,10 @@ class OSASIS(StyleModule):
         predict_steps: dict[str, int],
         f_ch: int = 32,
         swap_codes: bool = False,
+        grid: dict[str, list[float]] | None = None,
+        text: dict[str, Any] | None = None,
+        encoded: str | None = None,
+        trained: str | None = None,
         dropout: bool = True,
         clip_preprocess: Literal["osasis", "clip"] = "osasis",
         normalize_directions: bool = False,
@@ -130,12 +144,15 @@ class OSASIS(StyleModule):
             raise UserError(f"t0 is {t0}; expected a share of the noise between 0 and 1, such as 0.5.")
         if (lpips is None) == (perceptual is None):
             raise UserError("set one of model.lpips (trunk of LPIPS) and model.perceptual, not both or neither.")
+        if grid is not None:
+            check_axes("grid", grid, GRID)
+        self.edit = None if text is None else TextEdit.of(text)
         self.save_hyperparameters()
 
     @classmethod
     def required_models(cls, init_args: dict[str, Any]) -> list[tuple[str, str]]:
         kinds = {"diffae": "diffae", "clip": "clip", "lpips": "lpips", "perceptual": "perceptual"}
-        kinds |= {"style_image": "file", "twin_image": "file"}
+        kinds |= {"style_image": "file", "twin_image": "file", "trained": "file"}
         if not init_args.get("twin_image"):
             kinds["domain_model"] = "guided-diffusion"
         named = [(init_args[key], kind) for key, kind in kinds.items() if init_args.get(key)]
@@ -158,23 +175,23 @@ class OSASIS(StyleModule):
         start = frozen_diffae(h.diffae).model.state_dict()  # of full precision, whatever that of A is
         self.B.load_state_dict({key: value for key, value in start.items() if not_codes(key)})
         self.B.train(h.dropout)
-        with torch.random.fork_rng(devices=[]):  # a fresh SPN is a function of the seed, whatever was drawn before
-            torch.manual_seed(noise.number(self.seed, "spn"))
-            self.spn = {"time": MappingNetTime, "plain": MappingNet, "none": NoSPN}[h.spn]()
+        self.spn = fresh_spn(h.spn, noise.number(self.seed, "spn"))
         self.register_buffer("pictures", torch.zeros(2, 3, h.resolution, h.resolution))  # I_A^style, I_B^style
         gradient_checkpointing(self.B, h.gradient_checkpointing)
         if h.compile:
             self.B.compile()
-        self.encoder, self.decoder = (self.process(h.steps[key]) for key in ("encode", "decode"))
-        if self.trainer.state.fn == "fit":
-            self._load_judges()
+        self.encoder, self.decoder = (picture_process(h.steps[key]) for key in ("encode", "decode"))
+        self._load_judges()
 
     def _load_judges(self) -> None:
         from lightning_styles.pretrained.clip import load_clip
 
-        self.__dict__["clip"] = load_clip(self.hparams.clip)
-        self.judge = self.perceptual_network()
-        self.clip_model = self.clip.model
+        fits = self._trainer is not None and self.trainer.state.fn == "fit"
+        if fits:
+            self.judge = self.perceptual_network()
+        if fits or self.edit:
+            self.__dict__["clip"] = load_clip(self.hparams.clip)
+            self.clip_model = self.clip.model
 
     def perceptual_network(self) -> nn.Module:
         """LPIPS or its small stand-in, frozen."""
@@ -183,10 +200,6 @@ class OSASIS(StyleModule):
 
         h = self.hparams
         return load_lpips(h.lpips) if h.lpips else load_perceptual(h.perceptual)
-
-    def process(self, steps: int) -> Respaced:
-        """The picture process with `steps` evenly spaced timesteps."""
-        return Respaced.of(linear_betas(), even_timesteps(steps))
 
     def open_square(self, path: str) -> Tensor:
         """The picture (1, 3, S, S) of a file."""
@@ -199,44 +212,25 @@ class OSASIS(StyleModule):
         from lightning_styles.console import say
 
         twin = self.find_twin()
-        say(f"twin of the style picture:  {twin}", f"all candidates, best first: {self.candidates_file(twin)}")
+        say(f"twin of the style picture:  {twin}", f"all candidates, best first: {candidates_file(twin)}")
 
     def find_twin(self) -> Path:
         """The file of I_A^style, made now if need be; beside it a sheet of all candidates with their scores."""
         h = self.hparams
         if h.twin_image:
             return Path(h.twin_image)
-        if not h.domain_model:
-            raise UserError(
-                "the style picture needs a photorealistic twin: set model.domain_model or model.twin_image."
-            )
-        network = locate(h.domain_model, "guided-diffusion")
-        parts = (fingerprint(Path(h.style_image)), fingerprint(network), h.candidates, h.fit_to_square, h.t0, self.seed)
-        path = Path(h.cache) / f"{Path(h.style_image).stem}_{noise.number(*map(str, parts)):016x}.png"
-        if not path.exists():
-            self._make_twin(path)
-        return path
+        twins = Twins(Path(h.cache), h.domain_model, h.candidates, h.fit_to_square, h.t0, self.seed)
 
-    @staticmethod
-    def candidates_file(twin: Path) -> Path:
-        """The sheet that shows the style picture and all candidates for its twin, the best first."""
-        return twin.with_name(f"{twin.stem}_candidates.png")
+        def make(path: Path, network: nn.Module) -> None:
+            style, judge = self.open_square(h.style_image), self.perceptual_network()
+            twins.make(path, network.to(self.run_device), style.to(self.run_device), judge.to(self.run_device))
 
-    @torch.no_grad()
-    def _make_twin(self, path: Path) -> None:
-        from lightning_styles.pretrained.diffae import load_guided_unet
-
-        h, device = self.hparams, self.run_device
-        style, judge = self.open_square(h.style_image).to(device), self.perceptual_network().to(device)
-        network = load_guided_unet(locate(h.domain_model, "guided-diffusion")).to(device)
-        candidates = torch.cat(list(twin_candidates(network, style, h.candidates, t0=h.t0, seed=self.seed)))
-        scores = twin_scores(candidates, style, lambda x: judge(x, style.expand_as(x)))
-        save_png(self.candidates_file(path), make_grid(torch.cat([style, candidates[scores.argsort()]])))
-        save_png(path, candidates[scores.argmin()], {"score": scores.min().item(), "candidates": h.candidates})
+        return twins.find(h.style_image, make)
 
     def on_fit_start(self) -> None:
         h = self.hparams
         if not self.pictures.any():  # a resumed run has them from its checkpoint
+            self._take_trained()
             if self.trainer.is_global_zero:
                 self.find_twin()
             self.trainer.strategy.barrier()
@@ -244,32 +238,62 @@ class OSASIS(StyleModule):
         self.twin, self.style = self.pictures[:1], self.pictures[1:]
         self.e_twin, self.e_style = self.embed(self.twin), self.embed(self.style)
         check_directions(self.e_twin, self.e_style, normalize=h.normalize_directions)
-        self.z_twin, self.x_twin = self.encode(self.twin, self.encoder)
+        self.z_twin, self.x_twin = self.encode(self.twin, self.encoder, h.t0)
+
+    # ---- official checkpoints
+
+    def _take_trained(self) -> None:
+        """B and the SPN of the official checkpoint that the settings name, if they name one."""
+        from lightning_styles.pretrained.diffae import frozen_diffae
+        from lightning_styles.pretrained.osasis import take_trained
+
+        if self.hparams.trained:
+            take_trained(Path(self.hparams.trained), frozen_diffae(self.hparams.diffae).model, self.B, self.spn)
+
+    def on_predict_start(self) -> None:
+        h = self.hparams
+        if self.trainer.state.fn == "fit" or self.pictures.any():
+            return
+        if not h.trained:
+            raise UserError("nothing is trained yet; give a run's checkpoint as --ckpt_path, or model.trained.")
+        self._take_trained()
+        self.pictures[1:] = self.open_square(h.style_image)
+
+    on_validation_start = on_test_start = on_predict_start
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.iteration = checkpoint.get("global_step", 0)
+
+    def export(self, path: Path, layout: str) -> None:
+        """Write the official `iter_<n>.pt`, without the optimizers' states."""
+        from lightning_styles.pretrained.diffae import frozen_diffae
+        from lightning_styles.pretrained.osasis import save_osasis
+
+        done = self.iteration if self._trainer is None else self.trainer.global_step
+        save_osasis(path, done, frozen_diffae(self.hparams.diffae).model, self.B, self.spn)
 
     # ---- the parts of the algorithm
 
-    @torch.no_grad()
-    def encode(self, images: Tensor, encoder: Respaced) -> tuple[Tensor, Tensor]:
+    def encode(self, images: Tensor, encoder: Respaced, t0: float) -> Encoding:
         """Codes z (P, D) of `images` (P, 3, S, S), and the pictures noised to t0 with A, (P, 3, S, S)."""
-        z = self.A.encoder(images)
-        network = partial(self.A, z=z)
-        return z, ddim.encode(network, images, encoder, encode_indices(len(encoder), self.hparams.t0))
+        return encode_half_way(self.A, images, encoder, t0)
 
-    def decoder_indices(self, encoder: Respaced, decoder: Respaced) -> list[int]:
+    def decoder_indices(self, encoder: Respaced, decoder: Respaced, t0: float) -> list[int]:
         """Steps j of the decoder, in order."""
         if self.hparams.start == "aligned":
-            return aligned_decode_indices(decoder, encoder, self.hparams.t0)
-        return decode_indices(len(decoder), self.hparams.t0)
+            return aligned_decode_indices(decoder, encoder, t0)
+        return decode_indices(len(decoder), t0)
 
     def offset(self, images: Tensor, decoder: Respaced, j: int) -> Tensor:
         """SPN(I, j) (P, 3, S, S) of clean `images`."""
         time = decoder.timesteps[j] if self.hparams.spn_time == "timestep" else j
         return self.spn(images, torch.full((len(images),), time, device=images.device))
 
-    def embed(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor, preprocess: Literal["osasis", "clip"] | None = None) -> Tensor:
         """CLIP embeddings (P, D) of `images` (P, 3, S, S); not under autocast, as small differences of them count."""
         clip = self.clip
-        shown = clip_input(images.float(), self.hparams.clip_preprocess, clip.size, clip.mean, clip.std)
+        shown = clip_input(images.float(), preprocess or self.hparams.clip_preprocess, clip.size, clip.mean, clip.std)
         with torch.autocast(images.device.type, enabled=False):
             return clip.model.encode_image(shown.to(clip.model.positional_embedding.dtype)).float()
 
@@ -282,12 +306,13 @@ class OSASIS(StyleModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         h, photos = self.hparams, batch["image"]
-        z, x = self.encode(photos, self.encoder)
+        recipe = {"steps": h.steps["encode"], "t0": h.t0, "diffae": self.base_models[h.diffae]}
+        z, x = brought(batch, recipe) or self.encode(photos, self.encoder, h.t0)
         with torch.no_grad():
             anchors = Anchors(self.e_twin, self.e_style, self.embed(photos))
         images, z, x = (torch.cat(pair) for pair in ((self.twin, photos), (self.z_twin, z), (self.x_twin, x)))
         strength = x.new_tensor([h.lambda_style] + [h.lambda_spn] * len(photos))[:, None, None, None]
-        indices = self.decoder_indices(self.encoder, self.decoder)
+        indices = self.decoder_indices(self.encoder, self.decoder, h.t0)
         for j in indices:
             x = x + strength * self.offset(images, self.decoder, j)
             x_next, x_0 = ddim.step_down(self.decoder, j, x, self.B(x, self.decoder.t(j, x), z))
@@ -304,43 +329,71 @@ class OSASIS(StyleModule):
 
     # ---- stylizing
 
-    @torch.no_grad()
-    def stylize(self, images: Tensor, encoder: Respaced, decoder: Respaced) -> Tensor:
-        """Results (P, 3, S, S) for photos of the same shape (equation 27)."""
+    def start(self, images: Tensor, encoder: Respaced, t0: float) -> Encoding:
+        """What photos (P, 3, S, S) are stylized from: kept encodings where there are, with codes moved by `text`."""
         h = self.hparams
-        z, x = self.encode(images, encoder)
+        make = partial(self.encode, encoder=encoder, t0=t0)
+        if h.encoded:
+            recipe = (self.base_models[h.diffae], str(self.A.dtype), len(encoder), t0)
+            make = partial(KeptEncodings(Path(h.encoded), *recipe), make=make)
+        z, x = make(images)
+        return (self.move_codes(images, z, x, t0) if self.edit else z), x
+
+    def move_codes(self, images: Tensor, z: Tensor, x: Tensor, t0: float) -> Tensor:
+        """z* (P, D), with which A decodes x to what `text` asks for; CLIP is shown what it was trained on."""
+        embed, indices = partial(self.embed, preprocess="clip"), self.decoder_indices(self.encoder, self.decoder, t0)
+        loss = text_loss(self.clip, embed, images, self.edit, self.hparams.normalize_directions)
+        return move_code(self.A, z, x, self.decoder, indices, loss, self.edit)
+
+    @torch.no_grad()
+    def stylize(
+        self, images: Tensor, start: Encoding, encoder: Respaced, decoder: Respaced, t0: float, lambda_spn: float
+    ) -> Tensor:
+        """Results (P, 3, S, S) for photos of the same shape and what they start from (equation 27)."""
+        h, (z, x) = self.hparams, start
         z_style = self.A.encoder(self.pictures[1:]).expand_as(z)
         if h.swap_codes:
             z, z_style = z_style, z
-        levels = style_levels(h.f_ch, self.hparams.resolution, self.B.levels)
+        levels = style_levels(h.f_ch, h.resolution, self.B.levels)
         training, B = self.B.training, partial(self.B.eval(), z=z, z_style=z_style, style_levels=levels)
-        indices = self.decoder_indices(encoder, decoder)
-        result = ddim.decode(B, x, decoder, indices, lambda j: h.lambda_spn * self.offset(images, decoder, j))
+        indices = self.decoder_indices(encoder, decoder, t0)
+        result = ddim.decode(B, x, decoder, indices, lambda j: lambda_spn * self.offset(images, decoder, j))
         self.B.train(training)
         return result
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any] | None:
-        """Stylize photos of any one size."""
-        if self.finished.issuperset(batch["name"]):
-            return None
+        """Stylize photos of any one size; with `grid`, a sheet of each over t0 and lambda_spn."""
         h, (height, width) = self.hparams, batch["image"].shape[-2:]
-        processes = (self.process(h.predict_steps[key]) for key in ("encode", "decode"))
-        results = self.stylize(to_square(batch["image"], self.hparams.resolution, h.fit_to_square), *processes)
-        images = from_square(results, height, width, h.fit_to_square)
-        return {"image": list(images), "name": batch["name"], "settings": dict(h)}
+        sheets = h.grid and self.trainer.state.fn == "predict"
+        names = [f"{name}_grid" for name in batch["name"]] if sheets else batch["name"]
+        if self.finished.issuperset(names):
+            return None
+        encoder, decoder = processes = [picture_process(h.predict_steps[key]) for key in ("encode", "decode")]
+        squares = to_square(batch["image"], h.resolution, h.fit_to_square)
+        shown = partial(from_square, height=height, width=width, how=h.fit_to_square)
+        if sheets:
+            cells = [[shown(cell) for cell in row] for row in self.grid(squares, *processes)]
+            images = labelled_sheets(shown(squares), cells, h.grid)
+        else:
+            start = self.start(squares, encoder, h.t0)
+            images = list(shown(self.stylize(squares, start, encoder, decoder, h.t0, h.lambda_spn)))
+        return {"image": images, "name": names, "settings": dict(h)}
+
+    def grid(self, images: Tensor, encoder: Respaced, decoder: Respaced) -> list[list[Tensor]]:
+        """Results (P, 3, S, S) by t0 and lambda_spn; each t0 encodes once."""
+        axes, rows = self.hparams.grid, []
+        for t0 in axes["t0"]:
+            start = self.start(images, encoder, t0)
+            rows.append([self.stylize(images, start, encoder, decoder, t0, value) for value in axes["lambda_spn"]])
+        return rows
 
     def preview(self) -> dict[str, Tensor]:
         if not hasattr(self, "shown"):
             return {}
-        style = self.pictures[1:].expand_as(self.shown)
-        return {"source": self.shown, "style": style, "result": self.stylize(self.shown, self.encoder, self.decoder)}
-
-
-class NoSPN(nn.Module):
-    """Stands where the structure-preserving network is ablated."""
-
-    def forward(self, image: Tensor, t: Tensor) -> Tensor:
-        return torch.zeros_like(image)
+        h, style = self.hparams, self.pictures[1:].expand_as(self.shown)
+        start = self.encode(self.shown, self.encoder, h.t0)
+        result = self.stylize(self.shown, start, self.encoder, self.decoder, h.t0, h.lambda_spn)
+        return {"source": self.shown, "style": style, "result": result}
 
 
 def not_codes(key: str) -> bool:

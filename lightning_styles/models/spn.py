@@ -1,5 +1,6 @@
 """The structure-preserving network of OSASIS (arXiv 2402.17275): what to add to x_t so as to keep I."""
 
+import torch
 from torch import Tensor, nn
 
 from lightning_styles.models.diffusion_blocks import GroupNorm, embedding_layers, timestep_embedding
@@ -66,3 +67,17 @@ class MappingNet(nn.Module):
     def forward(self, image: Tensor, t: Tensor | None = None) -> Tensor:
         """SPN(I) (B, 3, H, W) for `image` (B, 3, H, W) in [-1, 1]; t is taken, so that either net fits, and ignored."""
         return self.layers(image)
+
+
+class NoSPN(nn.Module):
+    """Stands where the structure-preserving network is ablated."""
+
+    def forward(self, image: Tensor, t: Tensor | None = None) -> Tensor:
+        return torch.zeros_like(image)
+
+
+def fresh_spn(kind: str, seed: int) -> MappingNetTime | MappingNet | NoSPN:
+    """An untrained SPN, "time", "plain" or "none": a function of the seed, whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return {"time": MappingNetTime, "plain": MappingNet, "none": NoSPN}[kind]()

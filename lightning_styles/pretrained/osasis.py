@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_styles.errors import UserError
 from lightning_styles.files import replacing
 from lightning_styles.models.diffae import DiffAE, DiffAEConfig, DiffAEUNet
-from lightning_styles.models.spn import MappingNet, MappingNetTime
+from lightning_styles.models.spn import MappingNet, MappingNetTime, NoSPN
 from lightning_styles.pretrained.architecture import diffae_config
 from lightning_styles.pretrained.diffae import tied
 from lightning_styles.pretrained.weights import build, read_torch
@@ -69,7 +69,7 @@ def save_osasis(
     iteration: int,
     autoencoder: DiffAE,
     unet: DiffAEUNet,
-    spn: SPN | None = None,
+    spn: SPN | NoSPN | None = None,
     optimizers: Mapping[str, dict[str, Any]] | None = None,
 ) -> None:
     """Write an `iter_<n>.pt` that the official code reads.
@@ -79,20 +79,43 @@ def save_osasis(
         iteration: iterations done.
         autoencoder: A, whose encoder and prior B shares.
         unet: the trained UNet of B.
-        spn: the structure-preserving network, or None.
+        spn: the structure-preserving network, if there is one.
         optimizers: as in `Stylizer`.
     """
     optimizers = optimizers or {}
     contents: dict[str, Any] = {"iter": iteration, "diffae_B": _cpu(autoencoder.state_dict() | unet.state_dict())}
-    if spn is not None:
+    has_spn = isinstance(spn, SPN)
+    if has_spn:
         contents["model_map"] = _cpu(spn.state_dict())
     if "unet" in optimizers:
         # The official optimizer was given all of B; what is not the UNet follows it and never had a gradient.
         contents["optim_diffae_B"] = resized(optimizers["unet"], len(list(autoencoder.parameters())))
-    if "spn" in optimizers and spn is not None:
+    if "spn" in optimizers and has_spn:
         contents["optim_map"] = optimizers["spn"]
     with replacing(path) as temporary:
         torch.save(contents, temporary)
+
+
+def take_trained(path: Path, autoencoder: DiffAE, unet: DiffAEUNet, spn: SPN | NoSPN) -> None:
+    """Fill B's UNet and the SPN, in place, from an `iter_<n>.pt` that was trained on `autoencoder`.
+
+    Raises:
+        UserError: as `load_osasis`, or it was trained on another autoencoder or with another SPN.
+    """
+    found = load_osasis(path, autoencoder.config)
+    kinds = {MappingNetTime: "time", MappingNet: "plain", type(None): "none", NoSPN: "none"}
+    has, wants = (kinds[type(network)] for network in (found.spn, spn))
+    if has != wants:
+        raise UserError(f"{path.name} was trained with model.spn {has}, not {wants}; set it so.")
+    # B's encoder never moves, so it tells which autoencoder it was; half precision moves weights by 0.1 %.
+    ours, theirs = (torch.cat([p.flatten() for p in A.encoder.parameters()]) for A in (autoencoder, found.model))
+    if (ours - theirs).norm() > 0.01 * ours.norm():
+        raise UserError(
+            f"{path.name} was trained on another autoencoder than model.diffae; give the one it began with."
+        )
+    trained = found.model.state_dict()
+    unet.load_state_dict({key: trained[key] for key in unet.state_dict()})
+    spn.load_state_dict({} if found.spn is None else found.spn.state_dict())
 
 
 def resized(optimizer: Mapping[str, Any], parameters: int) -> dict[str, Any]:

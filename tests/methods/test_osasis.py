@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules import Pictures
+from lightning_styles.diffusion.half_way import picture_process
 from lightning_styles.errors import UserError
 from lightning_styles.imaging import read_image
 from lightning_styles.methods.osasis import OSASIS
@@ -110,7 +111,7 @@ def test_a_pool_gives_the_photos_that_sampling_gives(micro_osasis: MicroOSASIS, 
         loader = data.train_dataloader()
         batches.append([data.on_after_batch_transfer(dict(batch), 0)["image"] for batch in loader])
         if pool:
-            assert data.pool.shape == (3, 3, SIZE, SIZE)
+            assert [chunk["image"].shape for chunk in data.pool] == [(3, 3, SIZE, SIZE)]
     files = list((tmp_path / "pool").rglob("*.pt"))
     assert len(files) == 1, "the second run found the pool of the first"
     assert torch.equal(torch.cat(batches[1]), torch.cat(batches[2]))
@@ -156,7 +157,7 @@ def test_the_codes_are_mixed_by_resolution(micro_osasis: MicroOSASIS, tmp_path: 
     method = make_osasis(micro_osasis)
     fit(tmp_path, method, samples(micro_osasis))
     photos = samples(micro_osasis).sample([0, 1], torch.device("cpu"))
-    processes = [method.process(steps) for steps in (10, 5)]
+    processes = [picture_process(steps) for steps in (10, 5)]
     results = {}
     for name, (f_ch, swap) in {
         "mixed": (32, False),
@@ -165,7 +166,7 @@ def test_the_codes_are_mixed_by_resolution(micro_osasis: MicroOSASIS, tmp_path: 
         "swapped": (64, True),
     }.items():
         method.hparams.update(f_ch=f_ch, swap_codes=swap)
-        results[name] = method.stylize(photos, *processes)
+        results[name] = method.stylize(photos, method.encode(photos, processes[0], 0.5), *processes, 0.5, 0.1)
     # Without a level for the style's code the photo's is everywhere; swapped, that is the style's.
     assert (results["style"] - results["swapped"]).abs().max() > 0  # the middle always takes the content's code
     for one, other in (("mixed", "photo"), ("mixed", "style"), ("photo", "style"), ("photo", "swapped")):

@@ -1,0 +1,88 @@
+"""Photos noised half-way with a diffusion autoencoder: what OSASIS decodes (arXiv 2402.17275, section 3.2)."""
+
+import hashlib
+import pickle
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_styles.diffusion.ddim import encode
+from lightning_styles.diffusion.respacing import Respaced, encode_indices, even_timesteps, linear_betas
+from lightning_styles.errors import UserError
+from lightning_styles.files import replacing
+from lightning_styles.models.diffae import DiffAE
+
+Encoding = tuple[Tensor, Tensor]  # codes z (P, D) and noised pictures x_t0 (P, 3, S, S)
+
+
+def picture_process(steps: int) -> Respaced:
+    """The picture process with `steps` evenly spaced timesteps."""
+    return Respaced.of(linear_betas(), even_timesteps(steps))
+
+
+@torch.no_grad()
+def encode_half_way(A: DiffAE, images: Tensor, process: Respaced, t0: float) -> Encoding:
+    """The codes of `images` (P, 3, S, S) in [-1, 1], and the pictures noised to t0 in (0, 1) with A and these codes."""
+    z = A.encoder(images)
+    return z, encode(partial(A, z=z), images, process, encode_indices(len(process), t0))
+
+
+def brought(batch: Mapping[str, Any], own: Mapping[str, Any]) -> Encoding | None:
+    """The encodings that a batch brings in `z` and `x_t0`; None where it brings none.
+
+    Args:
+        batch: of the data; `encoding` says how it was encoded.
+        own: how the method encodes.
+
+    Raises:
+        UserError: the data encodes in another way.
+    """
+    if "x_t0" not in batch:
+        return None
+    theirs = batch["encoding"]
+    if differing := [key for key in own if theirs.get(key) != own[key]]:
+        found = ", ".join(f"{key} {theirs.get(key)} instead of {own[key]}" for key in differing)
+        raise UserError(f"the data's photos are encoded with {found}; let data.encode and data.diffae follow model.")
+    return batch["z"], batch["x_t0"]
+
+
+class KeptEncodings:
+    """Encodings in a folder, a file for each photo, so that the next style finds them there.
+
+    Args:
+        folder: made when missing; may hold encodings of other recipes too.
+        recipe: what decides an encoding beside the photo's pixels: network, steps, t0, size.
+    """
+
+    def __init__(self, folder: Path, *recipe: str | float) -> None:
+        self.folder = folder
+        self.recipe = repr(recipe).encode()
+
+    def __call__(self, images: Tensor, make: Callable[[Tensor], Encoding]) -> Encoding:
+        """The encodings of `images` (P, 3, S, S); `make` makes those that are missing, all at once."""
+        files = [self._file(image) for image in images]
+        found = {i: kept for i, file in enumerate(files) if (kept := _read(file)) is not None}
+        missing = [i for i in range(len(files)) if i not in found]
+        if missing:
+            for i, z, x in zip(missing, *make(images[missing]), strict=True):
+                found[i] = (z, x)
+                with replacing(files[i]) as temporary:
+                    torch.save((z.cpu().clone(), x.cpu().clone()), temporary)
+        z, x = (torch.stack([found[i][part].to(images.device) for i in range(len(files))]) for part in (0, 1))
+        return z, x
+
+    def _file(self, image: Tensor) -> Path:
+        pixels = image.detach().float().contiguous().numpy(force=True).tobytes()
+        return self.folder / f"{hashlib.sha256(self.recipe + pixels).hexdigest()[:24]}.pt"
+
+
+def _read(file: Path) -> Encoding | None:
+    """A kept encoding; None where there is none, or none that is whole: it is then made again."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        return None
