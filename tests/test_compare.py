@@ -42,6 +42,7 @@ class Scored(ToyStyle):
             raise UserError("told to fail.")
         self.log("test/score", self.learning_rate)
         self.log("test/n", float(len(batch)))
+        self.log("test/loss", self.layer(batch).square().mean())
 
 
 @pytest.fixture(autouse=True)
@@ -70,20 +71,17 @@ def test_the_rows_run_in_order_and_a_failing_one_does_not_stop_the_others(
     assert runs() == [0.5, 0.25, 0.5, 0.125]
     table = json.loads(Path("out/table.json").read_text())["rows"]
     assert [row["name"] for row in table] == ["a", "b", "c", "d"]
-    assert [row.get("metrics") for row in table] == [
-        {"score": 0.5, "n": 2.0},
-        {"score": 0.25, "n": 2.0},
-        None,
-        {"score": 0.125, "n": 2.0},
-    ]
+    metrics = [row.get("metrics", {}) for row in table]
+    assert [found.get("score") for found in metrics] == [0.5, 0.25, None, 0.125]
+    assert [found.get("n") for found in metrics] == [2, 2, None, 2]
     assert table[0]["label"] == "as it is"
     assert table[2]["error"] == "told to fail."
     assert Path(table[3]["folder"]).is_dir()
     lines = Path("out/table.md").read_text().splitlines()
-    assert lines[0] == "| row | score | n | seconds |"
-    assert lines[1] == "| --- | ---: | ---: | ---: |"
+    assert lines[0] == "| row | score | n | loss | seconds |"
+    assert lines[1] == "| --- | ---: | ---: | ---: | ---: |"
     assert lines[2].startswith("| as it is | 0.5 | 2 | ")
-    assert lines[4] == "| c | failed | failed | failed |"
+    assert lines[4] == "| c | failed | failed | failed | failed |"
     out = capsys.readouterr().out
     assert "row c failed: told to fail.; 3 of 4" in out
     assert out.splitlines()[-1] == "Table: out/table.md and out/table.json"
@@ -100,6 +98,16 @@ def test_finished_rows_run_again_only_when_something_changed() -> None:
     assert runs() == [0.5, 0.25, 0.75]
     assert main([*command, "--fresh"]) == 0
     assert runs() == [0.5, 0.25, 0.75, 0.75, 0.25]
+
+
+def test_rows_that_train_first_are_tested_on_what_they_learned() -> None:
+    trainer = BASE["trainer"] | {"max_steps": 60, "callbacks": [{"class_path": "callbacks.Checkpoints"}]}
+    write("toy.yaml", BASE | {"trainer": trainer})
+    write("table.yaml", COMPARISON | {"fit": True, "rows": {"trained": {}, "fresh": {"fit": False}}})
+    flags = ["--seed_everything", "0", "--model.init_args.learning_rate", "0.05"]
+    assert main(["compare", "table.yaml", *flags]) == 0
+    trained, fresh = (row["metrics"]["loss"] for row in json.loads(Path("runs/table/table.json").read_text())["rows"])
+    assert trained < fresh / 3
 
 
 def test_flags_apply_to_every_row() -> None:
@@ -131,7 +139,7 @@ def test_rows_in_two_processes() -> None:
         (["table.yaml", "--rows", "a,q"], "error: There is no row 'q'; the rows are a, b, c, d.\n"),
         (["table.yaml", "a"], "error: compare takes one file, found also 'a'; choose rows with --rows a.\n"),
         (["table.yaml", "--processes", "0"], "error: --processes is 0; it must be at least 1.\n"),
-        (["toy.yaml"], "error: toy.yaml has the key data, model, trainer; a comparison has config, set, rows.\n"),
+        (["toy.yaml"], "error: toy.yaml has the key data, model, trainer; a comparison has config, set, fit, rows.\n"),
         (["d2.yaml"], "error: d2.yaml has no rows; add rows:"),
     ],
 )

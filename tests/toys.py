@@ -88,7 +88,7 @@ class ToyStyle(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["lightning_styles"] = {
-            "class_path": "tests.toys.ToyStyle",
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "init_args": dict(self.hparams),
             "base_models": {},
             "iterations": 4,

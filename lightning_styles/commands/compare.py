@@ -4,6 +4,7 @@ The YAML file of a comparison:
 
     config: [configs/tiny/sms.yaml]        # common files, layered
     set: {data.batch_size: 16}             # settings of every row, dotted or nested
+    fit: true                              # train each row first; a row may say otherwise (default: false)
     rows:
       full: {label: SMS}                   # label, config (files of this row alone), and settings
       no_relevance: {model.init_args.relevance: false}
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 from lightning_styles.commands import LightParser
 from lightning_styles.errors import UserError
 
-KEYS = ("config", "set", "rows")
+KEYS = ("config", "set", "fit", "rows")
 # Settings of the trainer that change no number.
 SILENT = ("default_root_dir", "callbacks", "logger", "enable_progress_bar")
 
@@ -28,7 +29,7 @@ Result = dict[str, Any]
 
 
 class Row(NamedTuple):
-    """One row: its own settings as a YAML tree, and the command line of `test` that they belong to."""
+    """One row: its own settings as a YAML tree, the command line that they belong to, and whether it trains first."""
 
     name: str
     label: str
@@ -36,6 +37,7 @@ class Row(NamedTuple):
     settings: dict[str, Any]
     flags: list[str]
     out: Path
+    fit: bool
 
     @property
     def settings_file(self) -> Path:
@@ -44,7 +46,7 @@ class Row(NamedTuple):
 
     @property
     def arguments(self) -> list[str]:
-        """The words after `test`."""
+        """The words after `fit` and `test`."""
         files = [*self.files, str(self.settings_file)]
         return [word for file in files for word in ("--config", file)] + self.flags
 
@@ -54,11 +56,11 @@ def parser() -> argparse.ArgumentParser:
     options = LightParser(
         "compare",
         usage="python -m lightning_styles compare FILE [--rows a,b] [--out DIR] [--key value ...]",
-        description="Run test on every row of a comparison and write one table. Finished rows are kept and not "
+        description="Run test on every row of a comparison, after fit where its file says so, and write one table. Finished rows are kept and not "
         "run again while their settings and pretrained files stay the same; after a change of the code use "
         "--fresh. Keys such as --trainer.accelerator cpu apply to every row.",
     )
-    options.add_argument("comparison", metavar="FILE", help="YAML file with config, set and rows")
+    options.add_argument("comparison", metavar="FILE", help="YAML file with config, set, fit and rows")
     options.add_argument("--rows", metavar="A,B", help="only these rows (default: all)")
     options.add_argument("--out", type=Path, metavar="DIR", help="folder (default: runs/<name of FILE>)")
     options.add_argument("--processes", type=int, default=1, metavar="N", help="rows at once (default: 1)")
@@ -107,7 +109,7 @@ def read_rows(path: Path, out: Path, flags: list[str]) -> list[Row]:
     """The rows of a comparison in their order.
 
     Raises:
-        UserError: the file has other keys than config, set and rows, or no rows.
+        UserError: the file has other keys than those, or no rows.
     """
     from lightning_styles.parser import read_config
 
@@ -125,7 +127,8 @@ def read_rows(path: Path, out: Path, flags: list[str]) -> list[Row]:
             raise UserError(f"{path}: row {name} is {entry!r}; expected settings, such as {{label: X, key: value}}.")
         own = dict(entry or {})
         label, files = str(own.pop("label", name)), base + listed(own.pop("config", None))
-        rows.append(Row(str(name), label, files, merged(common, nested(own)), flags, out))
+        fit = bool(own.pop("fit", content.get("fit", False)))
+        rows.append(Row(str(name), label, files, merged(common, nested(own)), flags, out, fit))
     return rows
 
 
@@ -180,13 +183,13 @@ def resolve(row: Row) -> str:
     with replacing(row.settings_file) as file:
         file.write_text(yaml.safe_dump(row.settings, sort_keys=False), encoding="utf-8")
     try:
-        return key_of(parse_only(["test", *row.arguments]))
+        return key_of(parse_only(["test", *row.arguments]) | {"fit": row.fit})
     except SystemExit as stop:
         raise UserError("the settings cannot be read, see the error above") from stop
 
 
 def measure(row: Row) -> Result:
-    """Run `test` on one row: {"metrics", "notes", "seconds", "folder"}, or {"error"} when it fails."""
+    """Run one row: {"metrics", "notes", "seconds", "folder"}, or {"error"} when it fails."""
     import gc
     import traceback
 
@@ -197,7 +200,8 @@ def measure(row: Row) -> Result:
 
     start = time.monotonic()
     try:
-        cli = readable(StylesCLI, ["test", *row.arguments])
+        trained = ["--ckpt_path", train(row)] if row.fit else []
+        cli = readable(StylesCLI, ["test", *row.arguments, *trained])
     except (UserError, FileNotFoundError) as error:
         return {"error": str(error)}
     except SystemExit:
@@ -218,6 +222,17 @@ def measure(row: Row) -> Result:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return result
+
+
+def train(row: Row) -> str:
+    """Run `fit` on one row; the path of its last checkpoint."""
+    from lightning_styles.cli import StylesCLI
+    from lightning_styles.console import readable
+
+    keeper = readable(StylesCLI, ["fit", *row.arguments]).trainer.checkpoint_callback
+    if keeper is None or not keeper.last_model_path:
+        raise UserError("fit left no checkpoint to test; add callbacks.Checkpoints to the config.")
+    return keeper.last_model_path
 
 
 def measure_all(rows: list[Row], processes: int) -> Iterator[tuple[Row, Result]]:
