@@ -55,7 +55,7 @@ class KeptEncodings:
 
     Args:
         folder: made when missing; may hold encodings of other recipes too.
-        recipe: what decides an encoding beside the photo's pixels: network, steps, t0, size.
+        recipe: what decides an encoding beside the photo: network, precision, steps, t0.
     """
 
     def __init__(self, folder: Path, *recipe: str | float) -> None:
@@ -77,7 +77,8 @@ class KeptEncodings:
 
     def _file(self, image: Tensor) -> Path:
         pixels = image.detach().float().contiguous().numpy(force=True).tobytes()
-        return self.folder / f"{hashlib.sha256(self.recipe + pixels).hexdigest()[:24]}.pt"
+        key = hashlib.sha256(self.recipe + repr(tuple(image.shape)).encode() + pixels)
+        return self.folder / f"{key.hexdigest()[:24]}.pt"
 
 
 def _read(file: Path) -> Encoding | None:

@@ -281,9 +281,11 @@ class OSASIS(StyleModule):
 
     def decoder_indices(self, encoder: Respaced, decoder: Respaced, t0: float) -> list[int]:
         """Steps j of the decoder, in order."""
-        if self.hparams.start == "aligned":
-            return aligned_decode_indices(decoder, encoder, t0)
-        return decode_indices(len(decoder), t0)
+        aligned = self.hparams.start == "aligned"
+        indices = aligned_decode_indices(decoder, encoder, t0) if aligned else decode_indices(len(decoder), t0)
+        if not indices:
+            raise UserError(f"t0 is {t0}, less than one of the encoder's {len(encoder)} steps; take a larger one.")
+        return indices
 
     def offset(self, images: Tensor, decoder: Respaced, j: int) -> Tensor:
         """SPN(I, j) (P, 3, S, S) of clean `images`."""
@@ -334,7 +336,7 @@ class OSASIS(StyleModule):
         h = self.hparams
         make = partial(self.encode, encoder=encoder, t0=t0)
         if h.encoded:
-            recipe = (self.base_models[h.diffae], str(self.A.dtype), len(encoder), t0)
+            recipe = (self.base_models[h.diffae], str(self.A.dtype), str(self.trainer.precision), len(encoder), t0)
             make = partial(KeptEncodings(Path(h.encoded), *recipe), make=make)
         z, x = make(images)
         return (self.move_codes(images, z, x, t0) if self.edit else z), x
@@ -373,7 +375,7 @@ class OSASIS(StyleModule):
         shown = partial(from_square, height=height, width=width, how=h.fit_to_square)
         if sheets:
             cells = [[shown(cell) for cell in row] for row in self.grid(squares, *processes)]
-            images = labelled_sheets(shown(squares), cells, h.grid)
+            images = labelled_sheets(shown(squares), cells, {axis: h.grid[axis] for axis in GRID})
         else:
             start = self.start(squares, encoder, h.t0)
             images = list(shown(self.stylize(squares, start, encoder, decoder, h.t0, h.lambda_spn)))

@@ -197,6 +197,7 @@ def test_a_style_picture_that_is_its_own_twin_is_refused(micro_osasis: MicroOSAS
     ("changes", "message"),
     [
         ({"t0": 1.0}, "t0 is 1.0"),
+        ({"t0": 0.01, "start": "aligned"}, "t0 is 0.01, less than one of the encoder's 10 steps"),
         ({"lpips": "lpips-vgg"}, "set one of model.lpips"),
         ({"perceptual": None}, "set one of model.lpips"),
         ({"steps": {"encode": 300, "decode": 4}}, "300 steps do not divide 1000"),

@@ -1,6 +1,7 @@
 """What `predict` of OSASIS can do: official checkpoints, kept encodings, sheets over settings, edits by text."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from lightning_styles.errors import UserError
 from lightning_styles.imaging import find_images, read_image
 from lightning_styles.losses.clip_direction import cosine_distance
 from lightning_styles.methods.osasis import OSASIS
-from lightning_styles.models.diffae import DiffAEUNet
+from lightning_styles.models.diffae import DiffAE, DiffAEUNet
 from lightning_styles.models.spn import MappingNetTime
 from lightning_styles.pretrained.diffae import frozen_diffae
 from lightning_styles.pretrained.osasis import load_osasis
+from lightning_styles.required_files import missing_files
 from tests.methods.test_osasis import fit
 from tests.micro import quiet_trainer
 from tests.micro_osasis import SIZE, MicroOSASIS, make_osasis, samples
@@ -106,6 +108,21 @@ def test_official_files_that_do_not_fit_are_refused(
         predict(make_osasis(micro_osasis, **settings), tmp_path)
 
 
+def test_a_file_of_another_architecture_is_refused(micro_osasis: MicroOSASIS, tmp_path: Path) -> None:
+    config = frozen_diffae(micro_osasis.diffae).model.config
+    torch.save({"iter": 1, "diffae_B": DiffAE(replace(config, res_blocks=2)).state_dict()}, tmp_path / "iter_1.pt")
+    with pytest.raises(UserError, match=r"iter_1.pt does not fit DiffAE: 20 keys missing .first input_blocks"):
+        predict(make_osasis(micro_osasis, trained=str(tmp_path / "iter_1.pt")), tmp_path)
+
+
+def test_missing_weights_are_named_one_by_one() -> None:
+    names = ("diffae", "domain_model", "clip", "perceptual", "style_image", "trained")
+    settings = {name: f"nowhere/{name}" for name in names}
+    lines = missing_files({"model": {"class_path": "lightning_styles.methods.osasis.OSASIS", "init_args": settings}})
+    assert len(lines) == len(names)
+    assert all(any(path in line for line in lines) for path in settings.values())
+
+
 # ---- kept encodings
 
 
@@ -153,7 +170,7 @@ def test_the_second_style_finds_the_photos_encoded(
 def test_a_sheet_shows_every_t0_and_strength(
     micro_osasis: MicroOSASIS, run: Path, tmp_path: Path, calls: list[int]
 ) -> None:
-    grid = {"t0": [0.5, 0.8], "lambda_spn": [0.0, 0.1, 5.0]}
+    grid = {"lambda_spn": [0.0, 0.1, 5.0], "t0": [0.5, 0.8]}  # rows are t0 whichever comes first
     writer = ImageWriter(str(tmp_path / "out"))
     sheets = predict(make_osasis(micro_osasis, grid=grid), tmp_path, run / "last.ckpt", [writer])
     assert calls == [2] * (5 + 8), "each t0 encodes once"
