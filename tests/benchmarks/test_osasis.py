@@ -280,6 +280,7 @@ def measured(action: Callable[[], list[float]]) -> tuple[float, int]:
 @pytest.mark.benchmark
 def test_one_iteration(benchmark: Any, make: Callable[[Path], Size], tmp_path: Path) -> None:
     size, found = make(tmp_path), {}
+    load_clip(size.judges["clip"])  # imports open_clip, whose memory is nobody's
 
     def run() -> None:
         found.update({way: measured(partial(fit, size, way)) for way in WAYS})
