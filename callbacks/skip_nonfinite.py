@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_styles.errors import UserError
+from lightning_styles.errors import SharedError, UserError
 
 
 class SkipNonFinite(L.Callback):
@@ -54,7 +54,7 @@ class SkipNonFinite(L.Callback):
 
     def _check(self, trainer: L.Trainer) -> None:
         if int(self.skipped) > self.at_most:
-            raise UserError(
+            raise SharedError(
                 f"{int(self.skipped)} steps had NaN or infinite gradients by iteration {trainer.global_step}, "
                 f"callbacks.SkipNonFinite allows {self.at_most}; lower the learning rate or use precision 32-true."
             )

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from lightning_styles import __version__
-from lightning_styles.errors import UserError
+from lightning_styles.errors import SharedError, UserError
 
 TRAINING = {
     "fit": "train a method; writes a run folder with config, logs, previews and checkpoints",
@@ -76,6 +76,13 @@ def described(error: Exception) -> str:
     return str(error)
 
 
+def _follows() -> bool:
+    """Whether another process of this run is the one that talks."""
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    return rank_zero_only.rank != 0
+
+
 def _dispatch(arguments: list[str]) -> int:
     command, rest = arguments[0], arguments[1:]
     if command in LIGHT:
@@ -112,6 +119,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         if os.environ.get("LIGHTNING_STYLES_TRACEBACK"):
             raise
+        if isinstance(error, SharedError) and _follows():
+            return 0
         print(f"error: {described(error)}", file=sys.stderr)
         return 1
     except SystemExit as stop:  # argparse and jsonargparse end this way, after their message

@@ -8,6 +8,13 @@ class UserError(Exception):
     """
 
 
+class SharedError(UserError):
+    """One that all processes of a run find in the same iteration: the first one tells, the others end quietly.
+
+    Were they to fail too, a launcher that sees it first would kill the one that tells.
+    """
+
+
 def at_least(least: float, **settings: float) -> None:
     """Refuse settings that are smaller than `least`, or no number.
 

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles import noise
-from lightning_styles.errors import UserError
+from lightning_styles.errors import SharedError, UserError
 from lightning_styles.nonfinite import NonFinite, bad_tensors, became_nonfinite, way_out
 from lightning_styles.precision import FrozenHalfPrecision, keep_trained_in_float32
 
@@ -218,14 +218,14 @@ class StyleModule(L.LightningModule):
         """End the run if a loss was NaN or infinite; a collective call that waits for the device."""
         found = self._nonfinite.first(self.trainer.strategy) if self.stops_at_nonfinite else None
         if found:
-            raise UserError(f"{became_nonfinite(*found)}; {way_out(self.trainer)}")
+            raise SharedError(f"{became_nonfinite(*found)}; {way_out(self.trainer)}")
 
     def _refuse_nonfinite(self, state: dict[str, Tensor]) -> None:
         """Keep bad values out of checkpoints. Raising leaves the files as they are, so what is on disk is good."""
         self._stop_at_nonfinite()
-        if bad := bad_tensors(state):
+        if bad := bad_tensors(state, self.trainer.strategy):
             done = self.trainer.global_step
-            raise UserError(f"{bad[0]} holds NaN or infinite values after {done} iterations; {way_out(self.trainer)}")
+            raise SharedError(f"{bad[0]} holds NaN or infinite values after {done} iterations; {way_out(self.trainer)}")
 
     # ---- evaluation
 

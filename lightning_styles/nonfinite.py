@@ -51,13 +51,18 @@ def became_nonfinite(iteration: int, names: list[str]) -> str:
     return f"{' and '.join(names)} became NaN or infinite in iteration {iteration}"
 
 
-def bad_tensors(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors with NaN or infinite values; one wait for the device, whatever their number."""
+def bad_tensors(tensors: Mapping[str, Tensor], strategy: Strategy | None = None) -> list[str]:
+    """Names of the tensors with NaN or infinite values, on any rank of `strategy` if it is given: a collective call.
+
+    One wait for the device, whatever their number.
+    """
     floating = {name: t for name, t in tensors.items() if t.is_floating_point()}
     if not floating:
         return []
-    whole = torch.stack([torch.isfinite(t).all() for t in floating.values()]).tolist()
-    return [name for name, fine in zip(floating, whole, strict=True) if not fine]
+    whole = torch.stack([torch.isfinite(t).all() for t in floating.values()]).long()
+    if strategy is not None:
+        whole = strategy.reduce(whole, reduce_op="min")
+    return [name for name, fine in zip(floating, whole.tolist(), strict=True) if not fine]  # type: ignore[union-attr]
 
 
 def way_out(trainer: L.Trainer) -> str:

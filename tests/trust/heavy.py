@@ -24,12 +24,20 @@ class Heavy(StyleModule):
     Args:
         megabytes: size of the buffer.
         pause: seconds that an iteration takes at least.
+        spoiled: iterations in which the loss of rank 1 is NaN.
     """
 
-    def __init__(self, iterations: int, seed: int = 0, megabytes: float = 0.01, pause: float = 0.0) -> None:
+    def __init__(
+        self,
+        iterations: int,
+        seed: int = 0,
+        megabytes: float = 0.01,
+        pause: float = 0.0,
+        spoiled: list[int] | None = None,
+    ) -> None:
         super().__init__(iterations=iterations, seed=seed)
         self.save_hyperparameters()
-        self.pause = pause
+        self.pause, self.spoiled = pause, spoiled or []
         self.layer = nn.Linear(8, 8)
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
@@ -48,7 +56,11 @@ class Heavy(StyleModule):
         time.sleep(self.pause)
         target = self.randn_like(batch, "target")
         self.ballast[self.iteration % len(self.ballast)] += 1
-        self.optimize("layer", (self.layer(batch) - target).square().mean())
+        loss = (self.layer(batch) - target).square().mean()
+        if self.global_rank == 1 and self.iteration in self.spoiled:
+            loss = loss * float("nan")
+        self.log_losses({"noise": loss})
+        self.optimize("layer", loss)
 
 
 class HeavyData(L.LightningDataModule):

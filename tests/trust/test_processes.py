@@ -16,7 +16,11 @@ from lightning_styles import noise
 from lightning_styles.__main__ import main
 from lightning_styles.cli import strategy_for
 from lightning_styles.module import StyleModule
+from lightning_styles.nonfinite import bad_tensors
+from lightning_styles.runs import read_checkpoint
 from tests.micro import Micro
+from tests.trust.launcher import FIT, LAST, command_line
+from tests.trust.launcher import experiment as heavy
 from tests.trust.methods import METHODS, Method, differing, osasis_files, saved
 from tests.trust.two_processes import gradients_of
 
@@ -71,6 +75,24 @@ def test_a_resumed_run_of_two_processes_ends_bit_equal_to_a_straight_one(out: Pa
         for seen in ("batches", "noise"):
             whole, rest = rank[seen]
             assert [entry for entry in whole if entry[0] >= 2] == rest
+
+
+@pytest.mark.slow
+def test_both_ranks_skip_what_is_nan_on_one(out: Path) -> None:
+    first, second = ranks(out, "skip")
+    assert (first["skipped"], first["done"]) == (second["skipped"], second["done"]) == (2, 8)
+    assert differing(first["trained"], second["trained"]) == []
+    assert bad_tensors(first["trained"]) == []
+
+
+@pytest.mark.slow
+def test_nan_on_one_rank_ends_both_with_one_message(tmp_path: Path) -> None:
+    process = command_line(heavy(tmp_path, 12, 2, spoiled=[5]), *FIT, "--trainer.devices", "2")
+    printed = process.communicate(timeout=300)[0]  # the other rank holds the pipe too, so both have ended
+    assert process.returncode == 1, printed
+    assert printed.count("NaN") == printed.count("rror") == 1, printed
+    stopped = "error: noise became NaN or infinite in iteration 5; the last good checkpoint is "
+    assert printed.splitlines()[-1].startswith(f"{stopped}runs/heavy/version_0/{LAST} (4 iterations). "), printed
 
 
 class OneOfTwo:
@@ -136,40 +158,62 @@ def test_several_devices_without_a_strategy_find_unused_parameters(
     assert strategy_for(strategy, accelerator, devices, nodes) == expected
 
 
-def experiment(micro: Micro, folder: Path) -> str:
-    """SMS on a picture, as a config file."""
-    method = METHODS["sms"].make(micro)
+PICTURE = {"class_path": "datamodules.Pictures", "init_args": {"images": "scene:portrait/3", "resolution": 32}}
+PICTURES = {"images": "scene:portrait/0-3", "style": "cartoon", "prompt": "cartoon", "resolution": 32, "batch_size": 2}
+STYLE = {"class_path": "datamodules.StyleImages", "init_args": PICTURES}
+
+
+def experiment(micro: Micro, folder: Path, name: str, data: dict[str, Any]) -> str:
+    """A method on a few pictures, as a config file."""
+    method = METHODS[name].make(micro)
+    kind = type(method)
     content = {
-        "model": {"class_path": "lightning_styles.methods.sms.SMS", "init_args": dict(method.hparams)},
-        "data": {"class_path": "datamodules.Pictures", "init_args": {"images": "scene:portrait/3", "resolution": 32}},
+        "model": {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": dict(method.hparams)},
+        "data": data,
         "trainer": {
             "max_steps": 4, "max_epochs": -1, "accelerator": "cpu", "num_sanity_val_steps": 0, "limit_val_batches": 0,
             "enable_progress_bar": False,
             "callbacks": [{"class_path": "callbacks.Checkpoints", "init_args": {"every_n_iterations": 2}}],
         },
     }  # fmt: skip
-    (folder / "sms.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    return "sms.yaml"
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    return f"{name}.yaml"
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "data", "strategy", "batch"),
+    [
+        ("sms", PICTURE, "auto", "SMS on 2 x cpu, global batch 2 = devices 2 x batch 1"),
+        ("style_lora", STYLE, "ddp", "StyleLoRA on 2 x cpu, global batch 4 = devices 2 x batch 2"),
+    ],
+    ids=["sms", "style_lora"],
+)
 def test_the_command_line_takes_two_devices_and_goes_on_with_one(
+    name: str,
+    data: dict[str, Any],
+    strategy: str,
+    batch: str,
     micro: Micro,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = experiment(micro, tmp_path)
-    done = launch("-m", "lightning_styles", "fit", "--config", config, "--trainer.devices", "2", cwd=tmp_path)
+    config = experiment(micro, tmp_path, name, data)
+    devices = ("--trainer.devices", "2", "--trainer.strategy", strategy)
+    done = launch("-m", "lightning_styles", "fit", "--config", config, *devices, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    first = "fit: SMS on 2 x cpu, global batch 2 = devices 2 x batch 1 x accumulate 1, iterations 0 to 4"
-    assert done.stdout.splitlines()[0] == first
+    assert done.stdout.splitlines()[0] == f"fit: {batch} x accumulate 1, iterations 0 to 4"
+    checkpoint = read_checkpoint(tmp_path / f"runs/{name}/version_0/checkpoints/last.ckpt")
+    assert (checkpoint["global_step"], checkpoint["lightning_styles"]["world_size"]) == (4, 2)
+    assert bad_tensors(checkpoint["state_dict"]) == []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lightning_styles"])
     arguments = ["--ckpt_path", "last", "--trainer.max_steps", "5", "--trainer.devices", "1"]
     assert main(["fit", "--config", config, *arguments]) == 0
-    message = "The order of the data changes: the checkpoint had batch 1 on 2 device(s), this run has batch 1 on 1"
+    each = f"batch {checkpoint['lightning_styles']['batch_size']} on"
+    message = f"The order of the data changes: the checkpoint had {each} 2 device(s), this run has {each} 1"
     assert message in caplog.text
-    assert "Results: runs/sms/version_0" in capsys.readouterr().out
-    assert saved(tmp_path / "runs/sms/version_0/checkpoints")["global_step"] == 5
+    assert f"Results: runs/{name}/version_0" in capsys.readouterr().out
+    assert saved(tmp_path / f"runs/{name}/version_0/checkpoints")["global_step"] == 5

@@ -1,4 +1,4 @@
-"""What `test_processes` lets two processes do with every method: `python tests/trust/two_processes.py MICRO OUT`.
+"""What `test_processes` lets two processes do, with every method: `python tests/trust/two_processes.py MICRO OUT`.
 
 Each rank leaves OUT/<method>/rank<r>.pt behind, rank 0 the checkpoints too. One launch serves all methods.
 """
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
+from callbacks import SkipNonFinite
 from tests.micro import Micro, quiet_trainer
+from tests.trust.heavy import Heavy, HeavyData
 from tests.trust.methods import METHODS, Gradients, Method, busy, train
 
 SETTINGS = {"devices": 2, "strategy": "ddp_find_unused_parameters_true"}
@@ -37,9 +39,20 @@ def work(case: Method, micro: Micro, out: Path) -> None:
     torch.save(record, out / f"rank{run.global_rank}.pt")
 
 
+def skip(out: Path) -> None:
+    """A run that skips what is NaN on rank 1 alone."""
+    method, skipping = Heavy(8, spoiled=[3, 6]), SkipNonFinite()
+    run = quiet_trainer(out, 8, callbacks=[skipping], **SETTINGS)
+    run.fit(method, datamodule=HeavyData())
+    record = {"trained": method.state_dict(), "skipped": int(skipping.skipped), "done": run.global_step}
+    out.mkdir(exist_ok=True)
+    torch.save(record, out / f"rank{run.global_rank}.pt")
+
+
 if __name__ == "__main__":
     micro, out = (Path(folder) for folder in sys.argv[1:])
     bases = Micro(micro)  # once: each rank writes its own copy of the files, before the ranks meet
     for name, case in METHODS.items():
         if not case.variant:
             work(case, bases, out / name)
+    skip(out / "skip")
