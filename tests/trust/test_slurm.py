@@ -11,10 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
+from callbacks import ImageWriter
+from datamodules import Pictures
+from lightning_styles.imaging import read_image
+from tests.micro import Micro, quiet_trainer, write_picture
 from tests.trust.heavy import digest
 from tests.trust.launcher import FIT, LAST, ROOT, Launch, command_line, experiment, straight
+from tests.trust.methods import make_sms
 
+pytest_plugins = ["tests.micro"]
 SCRIPTS = ROOT / "configs/slurm"
 ITERATIONS = 60
 ENDED = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED")
@@ -158,19 +165,22 @@ def wait_until(condition: Callable[[], bool], limit: float = 1200) -> None:
         time.sleep(0.2)
 
 
-class Job:
-    """A shipped script, submitted in `folder`."""
+def submit(folder: Path, script: str, *words: str, **options: int | str) -> str:
+    """Submit a shipped script in `folder`; the number of the job."""
+    environment(folder)
+    resources = {"nodes": 1, "ntasks_per_node": 1, "cpus_per_task": 1, "gpus_per_node": 0, **options}
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in resources.items()]
+    variables = {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": str(ROOT), "HEAVY_TRACE": str(folder / "trace.txt")}
+    export = "--export=ALL," + ",".join(f"{key}={value}" for key, value in variables.items())
+    command = ["sbatch", "--parsable", export, *flags, str(SCRIPTS / script), *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
-    def __init__(self, folder: Path, script: str, *words: str, nodes: int = 1, tasks: int = 1, **options: str) -> None:
-        self.folder = folder
-        environment(folder)
-        resources = {"nodes": nodes, "ntasks-per-node": tasks, "cpus-per-task": 1, "gpus-per-node": 0, **options}
-        flags = [f"--{key}={value}" for key, value in resources.items()]
-        variables = {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": str(ROOT), "HEAVY_TRACE": str(folder / "trace.txt")}
-        export = "--export=ALL," + ",".join(f"{key}={value}" for key, value in variables.items())
-        command = ["sbatch", "--parsable", export, *flags, str(SCRIPTS / script), *FIT[1:], *words]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-        self.number = done.stdout.strip()
+
+class Job:
+    """A job that runs in `folder`, or a task of an array, and the log that it writes there."""
+
+    def __init__(self, folder: Path, number: str, log: str = "fit") -> None:
+        self.folder, self.number, self.log_file = folder, number, folder / f"{log}_{number}.log"
 
     def __getitem__(self, key: str) -> str:
         words = slurm("scontrol", "show", "job", "-o", self.number).split()
@@ -183,7 +193,7 @@ class Job:
 
     @property
     def log(self) -> str:
-        return (self.folder / f"fit_{self.number}.log").read_text()
+        return self.log_file.read_text()
 
     def wait_for_requeue(self, restarts: int) -> None:
         """Wait until the job is in the queue for the n-th time, and have it start now and not in two minutes."""
@@ -192,10 +202,20 @@ class Job:
         assert self["Restarts"] == str(restarts), self.log
         slurm("scontrol", "update", f"JobId={self.number}", "StartTime=now")
 
-    def wait_for_end(self) -> str:
-        """Wait until the job is done; the digest of what it has trained."""
+    def wait_for_end(self) -> None:
         wait_until(lambda: self["JobState"] in ENDED)
         assert self["JobState"] == "COMPLETED", self.log
+
+
+class Training(Job):
+    """The experiment in `folder`, submitted to one of the scripts that train."""
+
+    def __init__(self, folder: Path, script: str, *words: str, **options: int | str) -> None:
+        super().__init__(folder, submit(folder, script, *FIT[1:], *words, **options))
+
+    def end(self) -> str:
+        """Wait until the job is done; the digest of what it has trained."""
+        self.wait_for_end()
         assert self.log.count("iterations done.") == int(self["Restarts"])
         return digest(self.folder / f"runs/heavy/job_{self.number}" / LAST)
 
@@ -204,14 +224,14 @@ class Job:
 @pytest.mark.slow
 def test_usr1_and_preemption(cluster: Path, tmp_path: Path) -> None:
     expected = straight(tmp_path / "straight", ITERATIONS)
-    job = Job(experiment(tmp_path / "job", ITERATIONS, 1000, pause=0.2), "fit.sbatch", nodelist="n1", time="30")
+    job = Training(experiment(tmp_path / "job", ITERATIONS, 1000, pause=0.2), "fit.sbatch", nodelist="n1", time="30")
     wait_until(lambda: job.done >= 5)
     slurm("scancel", "--signal=USR1", job.number)
     job.wait_for_requeue(1)
     wait_until(lambda: job.done >= 20)
     slurm("sbatch", "--partition=high", "--nodelist=n1", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     job.wait_for_requeue(2)
-    assert job.wait_for_end() == expected
+    assert job.end() == expected
     assert job.done == ITERATIONS  # none of them twice
     print(f"USR1, preemption: {expected}")
 
@@ -222,18 +242,18 @@ def test_time_limit_hit_three_times(cluster: Path, tmp_path: Path) -> None:
     iterations = 1000
     expected = straight(tmp_path / "straight", iterations)
     folder = experiment(tmp_path / "job", iterations, iterations, pause=0.3 * MINUTES)
-    job = Job(folder, "fit.sbatch", nodelist="n2", time=str(MINUTES), signal=f"USR1@{30 * MINUTES}")
+    job = Training(folder, "fit.sbatch", nodelist="n2", time=str(MINUTES), signal=f"USR1@{30 * MINUTES}")
     for restarts in (1, 2, 3):
         job.wait_for_requeue(restarts)
     experiment(folder, iterations, iterations)  # the rest without pauses
-    assert job.wait_for_end() == expected
+    assert job.end() == expected
     print(f"time limit: {expected} after {job['Restarts']} requeues")
 
 
 @pytest.mark.slurm
 @pytest.mark.slow
 def test_cancelling_is_final(cluster: Path, tmp_path: Path) -> None:
-    job = Job(experiment(tmp_path, ITERATIONS, 1000, pause=0.2), "fit.sbatch", nodelist="n1", time="30")
+    job = Training(experiment(tmp_path, ITERATIONS, 1000, pause=0.2), "fit.sbatch", nodelist="n1", time="30")
     wait_until(lambda: job.done >= 5)
     slurm("scancel", job.number)
     wait_until(lambda: job["JobState"] not in ("RUNNING", "COMPLETING"))
@@ -249,8 +269,39 @@ def test_two_nodes(cluster: Path, tmp_path: Path) -> None:
     process = command_line(plain, *FIT, *ranks, "--trainer.devices", "2")
     assert process.wait() == 0, process.communicate()[0]
     folder = experiment(tmp_path / "job", ITERATIONS, 1000, pause=0.2)
-    job = Job(folder, "fit_nodes.sbatch", *ranks, nodes=2, time="30")
+    job = Training(folder, "fit_nodes.sbatch", *ranks, nodes=2, time="30")
     wait_until(lambda: job.done >= 5)
     slurm("scancel", "--signal=USR1", job.number)
     job.wait_for_requeue(1)
-    assert job.wait_for_end() == digest(plain / "runs/heavy/version_0" / LAST)
+    assert job.end() == digest(plain / "runs/heavy/version_0" / LAST)
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_an_array_shares_the_photos(cluster: Path, tmp_path: Path, micro: Micro) -> None:
+    names, folder = ("a", "b", "c", "d"), tmp_path / "job"
+    photos = [write_picture(folder / "photos" / f"{name}.png", 40, 48, seed) for seed, name in enumerate(names)]
+    method, size = make_sms(micro, iterations=150), {"resolution": None}
+    writer = {"class_path": "callbacks.ImageWriter", "init_args": {"output_dir": "${vars.output_dir}"}}
+    content = {
+        "vars": {"output_dir": "elsewhere"},
+        "model": {"class_path": "lightning_styles.methods.sms.SMS", "init_args": dict(method.hparams)},
+        "data": {"class_path": "datamodules.Pictures", "init_args": {"images": "elsewhere", **size}},
+        "trainer": {"accelerator": "cpu", "callbacks": [writer], "enable_progress_bar": False},
+    }
+    (folder / "sms.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    number = submit(folder, "sms_array.sbatch", "sms.yaml", "photos", "out", array="0-1", time="30")
+    first, second = (Job(folder, f"{number}_{task}", "sms") for task in (0, 1))
+    wait_until(lambda: (folder / "out/a.png").is_file())
+    slurm("scancel", "--signal=USR1", first.number)
+    first.wait_for_requeue(1)
+    for job in (first, second):
+        job.wait_for_end()
+    assert "1 pictures in" in first.log
+    assert "; 1 were there already" in first.log
+    assert "2 pictures in" in second.log
+    straight = quiet_trainer(tmp_path, 1, callbacks=[ImageWriter(str(tmp_path / "out"))])
+    straight.predict(method, datamodule=Pictures(images=photos, **size))
+    for name in names:
+        ours, theirs = (read_image(place / "out" / f"{name}.png") for place in (folder, tmp_path))
+        assert ours.equal(theirs), name
