@@ -1,14 +1,16 @@
 """DiffAESamples: photos that a diffusion autoencoder draws from its own prior, anew or from a pool on disk."""
 
 import hashlib
-from collections.abc import Callable
-from functools import partial
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from datamodules.pictures import Pictures
@@ -17,9 +19,11 @@ from lightning_styles import noise
 from lightning_styles.diffusion.ddim import decode, sample_codes
 from lightning_styles.diffusion.half_way import encode_half_way, picture_process
 from lightning_styles.diffusion.respacing import Respaced, constant_betas, even_timesteps
-from lightning_styles.errors import UserError, at_least
+from lightning_styles.errors import UserError, at_least, check_keys
 from lightning_styles.files import replacing
+from lightning_styles.precision import frozen_dtype
 from lightning_styles.pretrained import fingerprint, locate
+from lightning_styles.pretrained.diffae import Autoencoder, frozen_diffae
 
 CHUNK = 16  # pictures of one file of the pool
 
@@ -35,6 +39,7 @@ class DiffAESamples(L.LightningDataModule):
 
     With `encode` the pool also holds what OSASIS makes of each photo before it trains, and a batch brings it: `z`
     (B, D), `x_t0` (B, 3, S, S), both float32, and `encoding`, the recipe, by which a method sees whether it is its own.
+    Without a pool `encode` has no effect.
 
     Args:
         diffae: the diffusion autoencoder, with its latent prior.
@@ -43,7 +48,9 @@ class DiffAESamples(L.LightningDataModule):
         steps: of the picture's DDIM.
         latent_steps: of the code's DDIM.
         pool: pictures of the pool; 0 samples every photo anew, as the official code does.
-        encode: {steps, t0} with which the pictures of the pool are encoded too; null leaves that to the method.
+        encode: {steps, t0} with which the pictures of a pool are encoded too; null leaves that to the method.
+        frozen_precision: of the autoencoder; "auto" is bfloat16 on a GPU and float32 elsewhere. Where it is that of the
+            method, both share one copy. A pool is of one precision.
         cache: folder of the pools.
         photos: what `validate`, `test` and `predict` stylize: files, folders or scenes, see `Pictures`.
         resolution: shorter side of these photos in px; null keeps the files' own size.
@@ -61,6 +68,7 @@ class DiffAESamples(L.LightningDataModule):
         latent_steps: int = 200,
         pool: int = 0,
         encode: dict[str, Any] | None = None,
+        frozen_precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         cache: str = "runs/diffae_samples",
         photos: str | list[str] | None = None,
         resolution: int | None = None,
@@ -70,15 +78,12 @@ class DiffAESamples(L.LightningDataModule):
         super().__init__()
         at_least(1, batch_size=batch_size, steps=steps, latent_steps=latent_steps)
         at_least(0, pool=pool)
-        if encode is not None and set(encode) != {"steps", "t0"}:
-            raise UserError(f"encode has {', '.join(encode) or 'nothing'}; expected steps and t0 of the method.")
-        if encode is not None and not 0 < encode["t0"] < 1:
-            raise UserError(f"encode.t0 is {encode['t0']}; expected a share of the noise between 0 and 1.")
+        if encode is not None:
+            check_keys("encode", encode, ("steps", "t0"), all_of_them=True)
+            if not 0 < encode["t0"] < 1:
+                raise UserError(f"encode.t0 is {encode['t0']}; expected a share of the noise between 0 and 1.")
         self.save_hyperparameters(logger=False, ignore=["batch_size"])
         self.batch_size = batch_size
-        self.stylized: Pictures | None = None
-        if photos is not None:
-            self.stylized = Pictures(images=photos, resolution=resolution, batch_size=batch_size, twin_style=twin_style)
 
     @property
     def hparams(self) -> Any:  # type: ignore[override]
@@ -110,12 +115,13 @@ class DiffAESamples(L.LightningDataModule):
     @torch.no_grad()
     def sample(self, indices: list[int], device: torch.device) -> Tensor:
         """Photos (B, 3, S, S) of these indices."""
-        from lightning_styles.pretrained.diffae import frozen_diffae
-
-        h, autoencoder = self.hparams, frozen_diffae(self.hparams.diffae)
+        h, autoencoder = self.hparams, self._autoencoder()
         A, statistics = autoencoder.model.to(device), autoencoder.statistics
         if A.latent_net is None or statistics is None:
-            raise UserError(f"{h.diffae} has no latent prior with its statistics, so it cannot sample; take one with.")
+            raise UserError(
+                f"{h.diffae} lacks the latent prior or the mean and deviation of its codes, so it cannot sample; give "
+                "the checkpoint of the latent prior, such as ffhq256_autoenc_latent/last.ckpt."
+            )
         shapes = {"picture": (3, h.size, h.size), "code": (A.config.embedding,)}
         x, code = (
             torch.stack([torch.randn(shape, generator=noise.generator(h.seed, i, name)) for i in indices]).to(device)
@@ -135,7 +141,7 @@ class DiffAESamples(L.LightningDataModule):
         pictures = self._chunks(folder, ranges, lambda n: {"image": self.sample(list(ranges[n]), device).half()})
         if not h.encode:
             return pictures
-        self.encoding = {**h.encode, "diffae": self._fingerprint()}
+        self.encoding = {**h.encode, "diffae": self._fingerprint(), "size": h.size}
         own = folder / f"encoded_{h.encode['steps']}_{h.encode['t0']:g}"
         encodings = self._chunks(own, ranges, lambda n: self._encode(pictures[n]["image"].to(device, torch.float32)))
         return [picture | encoding for picture, encoding in zip(pictures, encodings, strict=True)]
@@ -146,24 +152,29 @@ class DiffAESamples(L.LightningDataModule):
         files = [folder / f"{chunk[0]:06d}-{chunk[-1]:06d}.pt" for chunk in ranges]
         missing = [n for n, file in enumerate(files) if not file.exists()]
         trainer.strategy.barrier()  # every rank has looked before any writes
-        for n in missing[trainer.global_rank :: trainer.world_size]:
-            chunk = {key: tensor.cpu() for key, tensor in make(n).items()}
-            with replacing(files[n]) as temporary:
-                torch.save(chunk, temporary)
+        if missing:
+            with lent(self._autoencoder().model, trainer.strategy.root_device):
+                for n in missing[trainer.global_rank :: trainer.world_size]:
+                    chunk = {key: tensor.cpu() for key, tensor in make(n).items()}
+                    with replacing(files[n]) as temporary:
+                        torch.save(chunk, temporary)
         trainer.strategy.barrier()
-        return [torch.load(file, weights_only=True, mmap=True) for file in files]
+        return [open_chunk(file) for file in files]
 
     def _encode(self, images: Tensor) -> Chunk:
-        from lightning_styles.pretrained.diffae import frozen_diffae
-
-        A = frozen_diffae(self.hparams.diffae).model.to(images.device)
+        A = self._autoencoder().model.to(images.device)
         steps, t0 = self.hparams.encode["steps"], self.hparams.encode["t0"]
         z, x = encode_half_way(A, images, picture_process(steps), t0)
         return {"z": z, "x_t0": x}
 
+    def _autoencoder(self) -> Autoencoder:
+        """The autoencoder, the one that a method of the same precision has."""
+        return frozen_diffae(self.hparams.diffae, frozen_dtype(self.hparams.frozen_precision, self.trainer))
+
     def _pool_folder(self) -> Path:
         h = self.hparams
-        recipe = (self._fingerprint(), h.size, h.steps, h.latent_steps, h.seed)
+        dtype = frozen_dtype(h.frozen_precision, self.trainer)
+        recipe = (self._fingerprint(), str(dtype), h.size, h.steps, h.latent_steps, h.seed)
         return Path(h.cache) / hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]
 
     def _fingerprint(self) -> str:
@@ -171,17 +182,49 @@ class DiffAESamples(L.LightningDataModule):
 
     # ---- photos to stylize
 
+    def setup(self, stage: str) -> None:
+        if stage != "fit":
+            self.photos.trainer = self.trainer  # opened now, so that what is missing is said before networks are built
+
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        return self._photos().val_dataloader() if self.stylized else []
+        if self.hparams.photos is None:
+            return []
+        self.photos.trainer = self.trainer
+        return self.photos.val_dataloader()
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._photos().test_dataloader()
+        return self.photos.test_dataloader()
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return self._photos().predict_dataloader()
+        return self.photos.predict_dataloader()
 
-    def _photos(self) -> Pictures:
-        if self.stylized is None:
+    @cached_property
+    def photos(self) -> Pictures:
+        """The photos to stylize; `fit` needs none, so that they may be missing there."""
+        h = self.hparams
+        if h.photos is None:
             raise UserError("there is nothing to stylize; name files, folders or scenes as data.photos.")
-        self.stylized.trainer = self.trainer
-        return self.stylized
+        return Pictures(images=h.photos, resolution=h.resolution, batch_size=self.batch_size, twin_style=h.twin_style)
+
+
+@contextmanager
+def lent(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """Have `network` on `device` in the block, then where it was: a method may have it there already."""
+    home = next(network.parameters()).device
+    network.to(device)
+    try:
+        yield
+    finally:
+        network.to(home)
+
+
+def open_chunk(file: Path) -> Chunk:
+    """A chunk of the pool, mapped from its file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return torch.load(file, weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{file} is damaged; remove it, and it is made again.") from error

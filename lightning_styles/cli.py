@@ -173,7 +173,7 @@ class StylesCLI(LightningCLI):
         if self.config["subcommand"] == "fit" and trainer["max_steps"] == 0:
             raise UserError("trainer.max_steps is 0; set it to the number of iterations of the run.")
         check_devices(trainer["accelerator"], trainer["devices"])
-        missing = missing_files(self.values) if rank_zero_only.rank == 0 else []
+        missing = missing_files(self.values, self.config["subcommand"]) if rank_zero_only.rank == 0 else []
         if missing:
             raise UserError("\n".join(missing))
         check_writable(self.experiment)

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_styles import noise
 from lightning_styles.errors import SharedError, UserError
 from lightning_styles.nonfinite import NonFinite, bad_tensors, became_nonfinite, way_out
-from lightning_styles.precision import FrozenHalfPrecision, keep_trained_in_float32
+from lightning_styles.precision import frozen_dtype, keep_trained_in_float32
 
 CHECKPOINT_KEY = "lightning_styles"
 log = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ class StyleModule(L.LightningModule):
     # ---- what a method defines
 
     formats: ClassVar[dict[str, str]] = {}  # what `export` can write -> the file's or folder's usual name
+    fit_only: ClassVar[tuple[str, ...]] = ()  # settings whose files fit reads, and no command on a trained method
 
     def kept(self, name: str) -> bool:
         """Whether the parameter or buffer `name` belongs in checkpoints (a pure function of the name)."""
@@ -120,17 +121,8 @@ class StyleModule(L.LightningModule):
         return torch.device("cpu") if self._trainer is None else self.trainer.strategy.root_device
 
     def frozen_dtype(self, precision: str) -> torch.dtype:
-        """Precision of frozen weights by name; "auto" is bfloat16 on a GPU and float32 elsewhere.
-
-        Under `bf16-true` and `16-true` all frozen weights are cast, so it is theirs whatever the name: networks that
-        runs share are then loaded in that precision, not cast where others use them.
-        """
-        plugin = None if self._trainer is None else self.trainer.strategy.precision_plugin
-        if isinstance(plugin, FrozenHalfPrecision):
-            return plugin.dtype
-        if precision == "auto":
-            precision = "bfloat16" if self.run_device.type == "cuda" else "float32"
-        return getattr(torch, precision)
+        """Precision of frozen weights in this run, see `precision.frozen_dtype`."""
+        return frozen_dtype(precision, self._trainer)
 
     def setup(self, stage: str) -> None:
         keep_trained_in_float32(self.trainer)

@@ -44,3 +44,17 @@ def keep_trained_in_float32(trainer: L.Trainer) -> None:
     if isinstance(plugin, HalfPrecision):
         device = trainer.strategy.root_device.type
         trainer.strategy.precision_plugin = FrozenHalfPrecision(plugin.precision, device)
+
+
+def frozen_dtype(precision: str, trainer: L.Trainer | None) -> torch.dtype:
+    """Precision of frozen weights by name; "auto" is bfloat16 on a GPU and float32 elsewhere.
+
+    Under `bf16-true` and `16-true` all frozen weights are cast, so it is theirs whatever the name: networks that runs
+    share are then loaded in that precision, not cast where others use them.
+    """
+    if trainer is not None and isinstance(plugin := trainer.strategy.precision_plugin, FrozenHalfPrecision):
+        return plugin.dtype
+    if precision == "auto":
+        on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
+        precision = "bfloat16" if on_gpu else "float32"
+    return getattr(torch, precision)

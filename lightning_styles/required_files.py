@@ -62,19 +62,23 @@ def existing(name: str) -> Path:
     return path
 
 
-def required_files(config: dict[str, Any]) -> list[RequiredFile]:
+def required_files(config: dict[str, Any], command: str = "fit") -> list[RequiredFile]:
     """Locate what the model, the data and the callbacks of a config say they read.
 
     Args:
         config: plain values with class_path and init_args under `model`, `data` and `trainer.callbacks`.
+        command: what is to run; settings that a class names in `fit_only` count for fit and prepare alone.
     """
     from lightning_styles.pretrained import describe, locate
 
     parts = [config.get("model"), config.get("data"), *((config.get("trainer") or {}).get("callbacks") or [])]
     found: dict[tuple[str, str], RequiredFile] = {}
     for part in parts:
-        ask = getattr(import_class(part["class_path"]), "required_models", None) if part else None
-        for name, kind in ask(part.get("init_args") or {}) if ask else ():
+        owner = import_class(part["class_path"]) if part else None
+        unread = () if command in ("fit", "prepare") else getattr(owner, "fit_only", ())
+        settings = {key: value for key, value in ((part or {}).get("init_args") or {}).items() if key not in unread}
+        ask = getattr(owner, "required_models", None)
+        for name, kind in ask(settings) if ask else ():
             try:
                 path = existing(name) if kind == "file" else Path(locate(name, kind))
                 found[name, kind] = RequiredFile(name, kind, path, "", describe(name, path))
@@ -83,6 +87,6 @@ def required_files(config: dict[str, Any]) -> list[RequiredFile]:
     return list(found.values())
 
 
-def missing_files(config: dict[str, Any]) -> list[str]:
-    """The line that mends it for each file of `config` that is not there."""
-    return [file.mend for file in required_files(config) if file.path is None]
+def missing_files(config: dict[str, Any], command: str = "fit") -> list[str]:
+    """The line that mends it for each file that `command` needs of `config` and that is not there."""
+    return [file.mend for file in required_files(config, command) if file.path is None]

@@ -1,9 +1,12 @@
 """Pictures of any aspect ratio in and out of networks that want squares of one size."""
 
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
+
+from lightning_styles.imaging import read_image
 
 Fit = Literal["letterbox", "crop", "squash"]
 
@@ -25,8 +28,16 @@ def to_square(images: Tensor, size: int, how: Fit) -> Tensor:
     return F.pad(images, borders, mode="replicate" if how == "letterbox" else "constant")
 
 
+def open_square(path: str | Path, size: int, how: Fit) -> Tensor:
+    """The picture of a file as a square (1, 3, size, size) in [-1, 1], see `to_square`."""
+    return to_square(read_image(path)[None], size, how)
+
+
 def from_square(squares: Tensor, height: int, width: int, how: Fit) -> Tensor:
-    """The part of (B, 3, S, S) that shows a picture of `height` x `width` px, without what letterbox added."""
+    """The part of (B, 3, S, S) that shows a picture of `height` x `width` px, without what letterbox added.
+
+    Squares that were cropped or squashed stay as they are.
+    """
     if how != "letterbox":
         return squares
     size = squares.shape[-1]

@@ -5,13 +5,20 @@ import pickle
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_styles.diffusion.ddim import encode
-from lightning_styles.diffusion.respacing import Respaced, encode_indices, even_timesteps, linear_betas
+from lightning_styles.diffusion.respacing import (
+    Respaced,
+    aligned_decode_indices,
+    decode_indices,
+    encode_indices,
+    even_timesteps,
+    linear_betas,
+)
 from lightning_styles.errors import UserError
 from lightning_styles.files import replacing
 from lightning_styles.models.diffae import DiffAE
@@ -31,6 +38,19 @@ def encode_half_way(A: DiffAE, images: Tensor, process: Respaced, t0: float) -> 
     return z, encode(partial(A, z=z), images, process, encode_indices(len(process), t0))
 
 
+def decoder_indices(encoder: Respaced, decoder: Respaced, t0: float, start: Literal["below", "aligned"]) -> list[int]:
+    """Steps j of `decoder`, in order, for pictures that `encoder` noised to t0: see `decode_indices` and its fellow.
+
+    Raises:
+        UserError: t0 is less than a step.
+    """
+    aligned = start == "aligned"
+    indices = aligned_decode_indices(decoder, encoder, t0) if aligned else decode_indices(len(decoder), t0)
+    if not indices:
+        raise UserError(f"t0 is {t0}, less than one of the encoder's {len(encoder)} steps; take a larger one.")
+    return indices
+
+
 def brought(batch: Mapping[str, Any], own: Mapping[str, Any]) -> Encoding | None:
     """The encodings that a batch brings in `z` and `x_t0`; None where it brings none.
 
@@ -46,7 +66,9 @@ def brought(batch: Mapping[str, Any], own: Mapping[str, Any]) -> Encoding | None
     theirs = batch["encoding"]
     if differing := [key for key in own if theirs.get(key) != own[key]]:
         found = ", ".join(f"{key} {theirs.get(key)} instead of {own[key]}" for key in differing)
-        raise UserError(f"the data's photos are encoded with {found}; let data.encode and data.diffae follow model.")
+        raise UserError(
+            f"the data's photos are encoded with {found}; let encode, diffae and size of data follow model."
+        )
     return batch["z"], batch["x_t0"]
 
 

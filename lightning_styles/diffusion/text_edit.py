@@ -16,10 +16,8 @@ from torch.optim import Adam
 
 from lightning_styles.diffusion.ddim import step_down
 from lightning_styles.diffusion.respacing import Respaced
-from lightning_styles.errors import UserError, at_least
+from lightning_styles.errors import UserError, at_least, check_keys
 from lightning_styles.losses.clip_direction import NO_DIRECTION, cosine_distance, direction
-
-Embed = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,7 @@ class TextEdit:
             UserError: a key is missing, unknown, or out of range.
         """
         names = [field.name for field in fields(cls)]
-        if odd := [key for key in settings if key not in names]:
-            raise UserError(f"text has the key {odd[0]}; expected {', '.join(names)}.")
+        check_keys("text", settings, names)
         if not all(str(settings.get(key) or "").strip() for key in ("source", "target")):
             raise UserError("text needs a source and a target, such as {source: a face, target: a smiling face}.")
         edit = cls(**settings)
@@ -94,12 +91,11 @@ def move_code(
         return z.detach()
 
 
-def text_loss(clip: Any, embed: Embed, photos: Tensor, edit: TextEdit, normalize: bool = False) -> Embed:
+def text_loss(clip: Any, photos: Tensor, edit: TextEdit, normalize: bool = False) -> Callable[[Tensor], Tensor]:
     """1 - cos(E_T(target) - E_T(source), E_I(picture) - E_I(photo)) of pictures: (P, 3, S, S) -> (P,) (OSASIS, B.2).
 
     Args:
-        clip: `text` gives the embeddings of texts.
-        embed: pictures -> their embeddings (P, D).
+        clip: `text` and `image` give the embeddings of texts and pictures.
         photos: I_A (P, 3, S, S) in [-1, 1].
         edit: source and target.
         normalize: take directions between embeddings of unit length.
@@ -109,7 +105,7 @@ def text_loss(clip: Any, embed: Embed, photos: Tensor, edit: TextEdit, normalize
     """
     with torch.inference_mode(False), torch.no_grad():
         source, target = clip.text([edit.source, edit.target])[:, None]
-        wanted, e_photos = direction(target, source, normalize), embed(photos.clone())
+        wanted, e_photos = direction(target, source, normalize), clip.image(photos.clone())
     if wanted.norm() <= NO_DIRECTION * (1.0 if normalize else max(source.norm(), target.norm())):
         raise UserError(f"CLIP sees no difference between '{edit.source}' and '{edit.target}'; change text.target.")
-    return lambda pictures: cosine_distance(wanted, direction(embed(pictures), e_photos, normalize))
+    return lambda pictures: cosine_distance(wanted, direction(clip.image(pictures), e_photos, normalize))

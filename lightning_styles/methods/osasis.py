@@ -1,8 +1,8 @@
 """OSASIS: a stylizer of photos from one style picture (arXiv 2402.17275).
 
 Notation: A the frozen diffusion autoencoder, B its finetuned copy, SPN the structure-preserving network. I_B^style is
-the style picture, I_A^style its photorealistic twin, I_A a batch of P photos; z codes, x pictures noised to t0, j steps
-of the decoder. P photos and the style picture go through B together, the style picture first.
+the style picture, I_A^style its photorealistic twin, I_A a batch of P photos, S the side of the network's squares; z
+codes, x pictures noised to t0, j steps of the decoder. The twin and the photos go through B together, the twin first.
 """
 
 from functools import partial
@@ -11,28 +11,32 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles import noise
-from lightning_styles.diffusion import ddim
-from lightning_styles.diffusion.half_way import Encoding, KeptEncodings, brought, encode_half_way, picture_process
-from lightning_styles.diffusion.respacing import Respaced, aligned_decode_indices, decode_indices
+from lightning_styles.diffusion import ddim, half_way
+from lightning_styles.diffusion.half_way import Encoding, decoder_indices, picture_process
+from lightning_styles.diffusion.respacing import Respaced
 from lightning_styles.diffusion.text_edit import TextEdit, move_code, text_loss
-from lightning_styles.errors import UserError
-from lightning_styles.imaging import read_image
-from lightning_styles.losses.clip_direction import check_directions, clip_input
+from lightning_styles.errors import UserError, at_least, check_keys
+from lightning_styles.losses.clip_direction import ClipPreprocess, check_directions
 from lightning_styles.losses.osasis import WEIGHTS, Anchors, embedding_terms, picture_terms
 from lightning_styles.methods.twins import Twins, candidates_file
-from lightning_styles.models.diffae import DiffAEUNet, style_levels
+from lightning_styles.metrics.perceptual import load_distance
+from lightning_styles.models.diffae import DiffAE, DiffAEUNet, style_levels
 from lightning_styles.models.diffusion_blocks import gradient_checkpointing
 from lightning_styles.models.spn import fresh_spn
 from lightning_styles.module import StyleModule
 from lightning_styles.pretrained import fingerprint, locate
+from lightning_styles.pretrained.clip import load_clip
+from lightning_styles.pretrained.diffae import frozen_diffae
+from lightning_styles.pretrained.osasis import save_osasis, take_trained
 from lightning_styles.sheet import Axis, check_axes, labelled_sheets
-from lightning_styles.square import from_square, to_square
+from lightning_styles.square import from_square, open_square, to_square
 
+STEPS = ("encode", "decode")
 GRID: dict[str, Axis] = {
     "t0": ("between 0 and 1", lambda t0: 0 < t0 < 1),
     "lambda_spn": ("of 0 or more", lambda strength: 0 <= strength < inf),
@@ -64,11 +68,11 @@ class OSASIS(StyleModule):
         spn_lr: Adam's learning rate of the SPN.
         spn: the structure-preserving network: with "time", without ("plain"), or "none".
         lambda_spn: factor on SPN(I_A); 0.1 in the paper, more keeps more structure.
-        lambda_style: factor on SPN(I_A^style) in training (official code 1, the paper's formula suggests lambda_spn).
+        lambda_style: factor on SPN(I_A^style) in training (official code 1, the paper's equation 13 lambda_spn).
         spn_time: what the SPN is told: the step's "index" (official code) or the "timestep".
-        t0: how far pictures are noised before B decodes them, in (0, 1).
+        t0: how far pictures are noised, in (0, 1): before B decodes them, and the style picture for its twin.
         start: first step of the decoder: the one "below" the level of x (official code) or the "aligned" one.
-        steps: {encode, decode} in training; each divides 1000 evenly.
+        steps: {encode, decode} in training and `text`; each divides 1000 evenly.
         predict_steps: the same in `predict`.
         f_ch: feature maps of at least this side take the style picture's code, smaller ones the photo's.
         swap_codes: exchange the two codes in `predict` (ablation of the paper).
@@ -82,7 +86,7 @@ class OSASIS(StyleModule):
         clip_preprocess: "osasis" shows CLIP the nearest pixels in [-1, 1], "clip" what it was trained on.
         normalize_directions: take directions between embeddings of unit length (MTG).
         re_clip: the reconstruction's embedding by "cosine" (official code) or "l1" (paper).
-        frozen_precision: of A; "auto" is bfloat16 on a GPU and float32 elsewhere. CLIP stays in float32.
+        frozen_precision: of A; "auto" is bfloat16 on a GPU and float32 elsewhere. CLIP and LPIPS stay in float32.
         gradient_checkpointing: recompute B's activations in the backward pass: less memory, slower.
         compile: compile B with torch.compile.
         cache: folder of the twins.
@@ -91,9 +95,11 @@ class OSASIS(StyleModule):
     """
 
     formats = {"osasis": "iter.pt"}
+    fit_only = ("style_image", "twin_image", "domain_model", "clip", "lpips", "perceptual")
 
     A: Any
     clip: Any
+    judge: Any
     edit: Any
     pictures: Tensor
 
@@ -129,7 +135,7 @@ class OSASIS(StyleModule):
         encoded: str | None = None,
         trained: str | None = None,
         dropout: bool = True,
-        clip_preprocess: Literal["osasis", "clip"] = "osasis",
+        clip_preprocess: ClipPreprocess = "osasis",
         normalize_directions: bool = False,
         re_clip: Literal["cosine", "l1"] = "cosine",
         frozen_precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
@@ -142,6 +148,10 @@ class OSASIS(StyleModule):
         super().__init__(iterations=iterations, seed=seed, metrics=metrics)
         if not 0 < t0 < 1:
             raise UserError(f"t0 is {t0}; expected a share of the noise between 0 and 1, such as 0.5.")
+        at_least(1, candidates=candidates)
+        check_keys("weights", weights, WEIGHTS)
+        for name, given in (("steps", steps), ("predict_steps", predict_steps)):
+            check_keys(name, given, STEPS, all_of_them=True)
         if (lpips is None) == (perceptual is None):
             raise UserError("set one of model.lpips (trunk of LPIPS) and model.perceptual, not both or neither.")
         if grid is not None:
@@ -166,44 +176,35 @@ class OSASIS(StyleModule):
     def configure_model(self) -> None:
         if hasattr(self, "B"):
             return
-        from lightning_styles.pretrained.diffae import frozen_diffae
-
         h = self.hparams
         self.base_models = {h.diffae: fingerprint(locate(h.diffae, "diffae"))}
         self.A = frozen_diffae(h.diffae, self.frozen_dtype(h.frozen_precision)).model
         self.B = DiffAEUNet(self.A.config)
-        start = frozen_diffae(h.diffae).model.state_dict()  # of full precision, whatever that of A is
-        self.B.load_state_dict({key: value for key, value in start.items() if not_codes(key)})
+        multiple = 2 ** (self.B.levels - 1)
+        if h.resolution % multiple:
+            raise UserError(f"resolution is {h.resolution}; {h.diffae} needs a multiple of {multiple}.")
+        start = self.base().state_dict()
+        self.B.load_state_dict({key: start[key] for key in self.B.state_dict()})
         self.B.train(h.dropout)
         self.spn = fresh_spn(h.spn, noise.number(self.seed, "spn"))
         self.register_buffer("pictures", torch.zeros(2, 3, h.resolution, h.resolution))  # I_A^style, I_B^style
         gradient_checkpointing(self.B, h.gradient_checkpointing)
         if h.compile:
             self.B.compile()
-        self.encoder, self.decoder = (picture_process(h.steps[key]) for key in ("encode", "decode"))
+        self.encoder, self.decoder = (picture_process(h.steps[key]) for key in STEPS)
         self._load_judges()
 
+    def base(self) -> DiffAE:
+        """The autoencoder in full precision, whatever that of A is: what B starts from and is stored with."""
+        return frozen_diffae(self.hparams.diffae).model
+
     def _load_judges(self) -> None:
-        from lightning_styles.pretrained.clip import load_clip
-
-        fits = self._trainer is not None and self.trainer.state.fn == "fit"
+        """CLIP and LPIPS. They are no submodules, so that no precision of a run casts them: small differences count."""
+        h, fits = self.hparams, self._trainer is not None and self.trainer.state.fn == "fit"
         if fits:
-            self.judge = self.perceptual_network()
+            self.__dict__["judge"] = load_distance(h.lpips, h.perceptual).to(self.run_device)
         if fits or self.edit:
-            self.__dict__["clip"] = load_clip(self.hparams.clip)
-            self.clip_model = self.clip.model
-
-    def perceptual_network(self) -> nn.Module:
-        """LPIPS or its small stand-in, frozen."""
-        from lightning_styles.metrics.perceptual import load_lpips
-        from lightning_styles.pretrained.networks import load_perceptual
-
-        h = self.hparams
-        return load_lpips(h.lpips) if h.lpips else load_perceptual(h.perceptual)
-
-    def open_square(self, path: str) -> Tensor:
-        """The picture (1, 3, S, S) of a file."""
-        return to_square(read_image(path)[None], self.hparams.resolution, self.hparams.fit_to_square)
+            self.__dict__["clip"] = load_clip(h.clip).to(self.run_device)
 
     # ---- the twin of the style picture
 
@@ -212,43 +213,44 @@ class OSASIS(StyleModule):
         from lightning_styles.console import say
 
         twin = self.find_twin()
-        say(f"twin of the style picture:  {twin}", f"all candidates, best first: {candidates_file(twin)}")
+        say(f"twin of the style picture:  {twin}")
+        if not self.hparams.twin_image:
+            say(f"all candidates, best first: {candidates_file(twin)}")
 
     def find_twin(self) -> Path:
-        """The file of I_A^style, made now if need be; beside it a sheet of all candidates with their scores."""
+        """The file of I_A^style, made now if need be; beside it a sheet of all candidates, the best first."""
         h = self.hparams
         if h.twin_image:
             return Path(h.twin_image)
-        twins = Twins(Path(h.cache), h.domain_model, h.candidates, h.fit_to_square, h.t0, self.seed)
-
-        def make(path: Path, network: nn.Module) -> None:
-            style, judge = self.open_square(h.style_image), self.perceptual_network()
-            twins.make(path, network.to(self.run_device), style.to(self.run_device), judge.to(self.run_device))
-
-        return twins.find(h.style_image, make)
+        recipe = ("domain_model", "candidates", "resolution", "fit_to_square", "t0", "lpips", "perceptual", "seed")
+        return Twins(Path(h.cache), *(h[key] for key in recipe)).find(h.style_image, self.run_device)
 
     def on_fit_start(self) -> None:
         h = self.hparams
-        if not self.pictures.any():  # a resumed run has them from its checkpoint
-            self._take_trained()
+        if self.pictures.any():  # a resumed run has them from its checkpoint
+            self._refuse_another_style()
+        else:
+            if h.trained:
+                take_trained(Path(h.trained), self.base(), self.B, self.spn)
             if self.trainer.is_global_zero:
                 self.find_twin()
             self.trainer.strategy.barrier()
-            self.pictures.copy_(torch.cat([self.open_square(str(self.find_twin())), self.open_square(h.style_image)]))
+            files = (self.find_twin(), h.style_image)
+            self.pictures.copy_(torch.cat([open_square(file, h.resolution, h.fit_to_square) for file in files]))
         self.twin, self.style = self.pictures[:1], self.pictures[1:]
         self.e_twin, self.e_style = self.embed(self.twin), self.embed(self.style)
-        check_directions(self.e_twin, self.e_style, normalize=h.normalize_directions)
+        check_directions(self.e_twin, self.e_style, h.normalize_directions)
         self.z_twin, self.x_twin = self.encode(self.twin, self.encoder, h.t0)
 
+    def _refuse_another_style(self) -> None:
+        """The picture of a checkpoint would win silently over that of the config."""
+        h, given = self.hparams, Path(self.hparams.style_image)
+        if given.exists():
+            style = open_square(given, h.resolution, h.fit_to_square).to(self.pictures[1:])
+            if (style - self.pictures[1:]).abs().mean() > 0.01:
+                raise UserError(f"the checkpoint was trained on another style picture than {given}; start a new run.")
+
     # ---- official checkpoints
-
-    def _take_trained(self) -> None:
-        """B and the SPN of the official checkpoint that the settings name, if they name one."""
-        from lightning_styles.pretrained.diffae import frozen_diffae
-        from lightning_styles.pretrained.osasis import take_trained
-
-        if self.hparams.trained:
-            take_trained(Path(self.hparams.trained), frozen_diffae(self.hparams.diffae).model, self.B, self.spn)
 
     def on_predict_start(self) -> None:
         h = self.hparams
@@ -256,8 +258,8 @@ class OSASIS(StyleModule):
             return
         if not h.trained:
             raise UserError("nothing is trained yet; give a run's checkpoint as --ckpt_path, or model.trained.")
-        self._take_trained()
-        self.pictures[1:] = self.open_square(h.style_image)
+        take_trained(Path(h.trained), self.base(), self.B, self.spn)
+        self.pictures[1:] = open_square(h.style_image, h.resolution, h.fit_to_square)
 
     on_validation_start = on_test_start = on_predict_start
 
@@ -267,37 +269,23 @@ class OSASIS(StyleModule):
 
     def export(self, path: Path, layout: str) -> None:
         """Write the official `iter_<n>.pt`, without the optimizers' states."""
-        from lightning_styles.pretrained.diffae import frozen_diffae
-        from lightning_styles.pretrained.osasis import save_osasis
-
         done = self.iteration if self._trainer is None else self.trainer.global_step
-        save_osasis(path, done, frozen_diffae(self.hparams.diffae).model, self.B, self.spn)
+        save_osasis(path, done, self.base(), self.B, self.spn)
 
     # ---- the parts of the algorithm
 
     def encode(self, images: Tensor, encoder: Respaced, t0: float) -> Encoding:
         """Codes z (P, D) of `images` (P, 3, S, S), and the pictures noised to t0 with A, (P, 3, S, S)."""
-        return encode_half_way(self.A, images, encoder, t0)
-
-    def decoder_indices(self, encoder: Respaced, decoder: Respaced, t0: float) -> list[int]:
-        """Steps j of the decoder, in order."""
-        aligned = self.hparams.start == "aligned"
-        indices = aligned_decode_indices(decoder, encoder, t0) if aligned else decode_indices(len(decoder), t0)
-        if not indices:
-            raise UserError(f"t0 is {t0}, less than one of the encoder's {len(encoder)} steps; take a larger one.")
-        return indices
+        return half_way.encode_half_way(self.A, images, encoder, t0)
 
     def offset(self, images: Tensor, decoder: Respaced, j: int) -> Tensor:
         """SPN(I, j) (P, 3, S, S) of clean `images`."""
         time = decoder.timesteps[j] if self.hparams.spn_time == "timestep" else j
         return self.spn(images, torch.full((len(images),), time, device=images.device))
 
-    def embed(self, images: Tensor, preprocess: Literal["osasis", "clip"] | None = None) -> Tensor:
-        """CLIP embeddings (P, D) of `images` (P, 3, S, S); not under autocast, as small differences of them count."""
-        clip = self.clip
-        shown = clip_input(images.float(), preprocess or self.hparams.clip_preprocess, clip.size, clip.mean, clip.std)
-        with torch.autocast(images.device.type, enabled=False):
-            return clip.model.encode_image(shown.to(clip.model.positional_embedding.dtype)).float()
+    def embed(self, images: Tensor) -> Tensor:
+        """CLIP embeddings (P, D) of `images` (P, 3, S, S)."""
+        return self.clip.image(images, self.hparams.clip_preprocess)
 
     # ---- training
 
@@ -307,27 +295,34 @@ class OSASIS(StyleModule):
         return {"stylizer": (Adam(groups), None)}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        h, photos = self.hparams, batch["image"]
-        recipe = {"steps": h.steps["encode"], "t0": h.t0, "diffae": self.base_models[h.diffae]}
-        z, x = brought(batch, recipe) or self.encode(photos, self.encoder, h.t0)
+        h = self.hparams
+        photos, z, x = self.encoded_photos(batch)
         with torch.no_grad():
             anchors = Anchors(self.e_twin, self.e_style, self.embed(photos))
         images, z, x = (torch.cat(pair) for pair in ((self.twin, photos), (self.z_twin, z), (self.x_twin, x)))
         strength = x.new_tensor([h.lambda_style] + [h.lambda_spn] * len(photos))[:, None, None, None]
-        indices = self.decoder_indices(self.encoder, self.decoder, h.t0)
+        indices = decoder_indices(self.encoder, self.decoder, h.t0, h.start)
         for j in indices:
-            x = x + strength * self.offset(images, self.decoder, j)
+            x = x + strength * self.offset(images, self.decoder, j)  # equations 12 and 13
             x_next, x_0 = ddim.step_down(self.decoder, j, x, self.B(x, self.decoder.t(j, x), z))
             losses = self.losses(anchors, x_0[1:], x_0[:1])
             self.optimize("stylizer", self.total_loss(losses, WEIGHTS | h.weights), ends_iteration=j == indices[-1])
-            x = x_next.detach()
+            x = x_next.detach()  # no gradient through several steps
         self.shown = photos[:4]
 
+    def encoded_photos(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """I_A (P, 3, S, S) of a batch with their encoding, which the batch may bring."""
+        h = self.hparams
+        photos = to_square(batch["image"], h.resolution, h.fit_to_square)
+        recipe = {"steps": h.steps["encode"], "t0": h.t0, "diffae": self.base_models[h.diffae], "size": h.resolution}
+        return photos, *(half_way.brought(batch, recipe) or self.encode(photos, self.encoder, h.t0))
+
     def losses(self, anchors: Anchors, result: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
-        """The five terms for the x_0 predicted for the photos (P, 3, S, S) and for the style picture (1, 3, S, S)."""
+        """The five terms, in float32, for the x_0 predicted for photos (P, 3, S, S) and for the twin (1, 3, S, S)."""
         h, e = self.hparams, self.embed(torch.cat([reconstruction, result]))
-        terms = embedding_terms(anchors, e[1:], e[:1], h.re_clip, h.normalize_directions)
-        return terms | picture_terms(reconstruction, self.style, lambda x: self.judge(x, self.style))
+        with torch.autocast(result.device.type, enabled=False):
+            terms = embedding_terms(anchors, e[1:], e[:1], h.re_clip, h.normalize_directions)
+            return terms | picture_terms(reconstruction, self.style, lambda x: self.judge(x, self.style))
 
     # ---- stylizing
 
@@ -337,15 +332,13 @@ class OSASIS(StyleModule):
         make = partial(self.encode, encoder=encoder, t0=t0)
         if h.encoded:
             recipe = (self.base_models[h.diffae], str(self.A.dtype), str(self.trainer.precision), len(encoder), t0)
-            make = partial(KeptEncodings(Path(h.encoded), *recipe), make=make)
+            make = partial(half_way.KeptEncodings(Path(h.encoded), *recipe), make=make)
         z, x = make(images)
-        return (self.move_codes(images, z, x, t0) if self.edit else z), x
-
-    def move_codes(self, images: Tensor, z: Tensor, x: Tensor, t0: float) -> Tensor:
-        """z* (P, D), with which A decodes x to what `text` asks for; CLIP is shown what it was trained on."""
-        embed, indices = partial(self.embed, preprocess="clip"), self.decoder_indices(self.encoder, self.decoder, t0)
-        loss = text_loss(self.clip, embed, images, self.edit, self.hparams.normalize_directions)
-        return move_code(self.A, z, x, self.decoder, indices, loss, self.edit)
+        if self.edit:  # A decodes to what the text asks for; CLIP is shown what it was trained on
+            loss = text_loss(self.clip, images, self.edit, h.normalize_directions)
+            indices = decoder_indices(encoder, self.decoder, t0, h.start)
+            z = move_code(self.A, z, x, self.decoder, indices, loss, self.edit)
+        return z, x
 
     @torch.no_grad()
     def stylize(
@@ -358,7 +351,7 @@ class OSASIS(StyleModule):
             z, z_style = z_style, z
         levels = style_levels(h.f_ch, h.resolution, self.B.levels)
         training, B = self.B.training, partial(self.B.eval(), z=z, z_style=z_style, style_levels=levels)
-        indices = self.decoder_indices(encoder, decoder, t0)
+        indices = decoder_indices(encoder, decoder, t0, h.start)
         result = ddim.decode(B, x, decoder, indices, lambda j: lambda_spn * self.offset(images, decoder, j))
         self.B.train(training)
         return result
@@ -370,7 +363,7 @@ class OSASIS(StyleModule):
         names = [f"{name}_grid" for name in batch["name"]] if sheets else batch["name"]
         if self.finished.issuperset(names):
             return None
-        encoder, decoder = processes = [picture_process(h.predict_steps[key]) for key in ("encode", "decode")]
+        encoder, decoder = processes = [picture_process(h.predict_steps[key]) for key in STEPS]
         squares = to_square(batch["image"], h.resolution, h.fit_to_square)
         shown = partial(from_square, height=height, width=width, how=h.fit_to_square)
         if sheets:
@@ -396,8 +389,3 @@ class OSASIS(StyleModule):
         start = self.encode(self.shown, self.encoder, h.t0)
         result = self.stylize(self.shown, start, self.encoder, self.decoder, h.t0, h.lambda_spn)
         return {"source": self.shown, "style": style, "result": result}
-
-
-def not_codes(key: str) -> bool:
-    """Whether a key of DiffAE belongs to its UNet, neither to the encoder of codes nor to their prior."""
-    return not key.startswith(("encoder.", "latent_net."))

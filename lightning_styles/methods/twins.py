@@ -1,11 +1,9 @@
 """Files of photorealistic twins of style pictures: each is made once, beside a sheet of all its candidates."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from lightning_styles import noise
@@ -13,7 +11,10 @@ from lightning_styles.diffusion.twin import twin_candidates
 from lightning_styles.errors import UserError
 from lightning_styles.imaging import save_png
 from lightning_styles.losses.osasis import twin_scores
+from lightning_styles.metrics.perceptual import load_distance
 from lightning_styles.pretrained import fingerprint, locate
+from lightning_styles.pretrained.diffae import load_guided_unet
+from lightning_styles.square import Fit, open_square
 
 
 @dataclass(frozen=True)
@@ -24,38 +25,51 @@ class Twins:
         folder: of the twins.
         domain_model: diffusion model of photos, name or path.
         candidates: to choose from.
-        fit_to_square: how the style picture became a square, a part of the twin's name.
+        resolution: side S of the twin in px.
+        fit_to_square: how the style picture becomes a square.
         t0: how far the style picture is noised.
+        lpips: trunk of the network that chooses, or None.
+        perceptual: small network in its place, or None.
         seed: of the noise.
     """
 
     folder: Path
     domain_model: str | None
     candidates: int
-    fit_to_square: str
+    resolution: int
+    fit_to_square: Fit
     t0: float
+    lpips: str | None
+    perceptual: str | None
     seed: int
 
-    def find(self, style_image: str, make: Callable[[Path, nn.Module], None]) -> Path:
-        """The file of the twin; `make` is given it and the diffusion model where there is none yet."""
+    def find(self, style_image: str, device: torch.device) -> Path:
+        """The file of the twin, made on `device` if there is none yet.
+
+        Raises:
+            UserError: there is no `domain_model`, or a file is missing.
+        """
         if not self.domain_model:
             raise UserError(
                 "the style picture needs a photorealistic twin: set model.domain_model or model.twin_image."
             )
-        from lightning_styles.pretrained.diffae import load_guided_unet
-
         network = locate(self.domain_model, "guided-diffusion")
         made_of = (fingerprint(Path(style_image)), fingerprint(network))
-        parts = (*made_of, self.candidates, self.fit_to_square, self.t0, self.seed)
-        path = self.folder / f"{Path(style_image).stem}_{noise.number(*map(str, parts)):016x}.png"
-        if not path.exists():
-            make(path, load_guided_unet(network))
-        return path
+        recipe = (self.candidates, self.resolution, self.fit_to_square, self.t0, self.lpips, self.perceptual, self.seed)
+        name = f"{Path(style_image).stem}_{noise.number(*map(str, (*made_of, *recipe))):016x}.png"
+        if not (self.folder / name).exists():
+            self._make(self.folder / name, network, style_image, device)
+        return self.folder / name
 
     @torch.no_grad()
-    def make(self, path: Path, network: nn.Module, style: Tensor, judge: nn.Module) -> None:
-        """Write the best candidate for `style` (1, 3, S, S) at `path`, and the sheet of all of them beside it."""
-        candidates = torch.cat(list(twin_candidates(network, style, self.candidates, t0=self.t0, seed=self.seed)))
+    def _make(self, path: Path, network: Path, style_image: str, device: torch.device) -> None:
+        """Write the best candidate at `path`, and before it the sheet of all of them: where `path` is, both are."""
+        style = open_square(style_image, self.resolution, self.fit_to_square).to(device)
+        judge = load_distance(self.lpips, self.perceptual).to(device)
+        sampled = twin_candidates(
+            load_guided_unet(network).to(device), style, self.candidates, t0=self.t0, seed=self.seed
+        )
+        candidates = torch.cat(list(sampled))
         scores = twin_scores(candidates, style, lambda x: judge(x, style.expand_as(x)))
         save_png(candidates_file(path), make_grid(torch.cat([style, candidates[scores.argsort()]])))
         save_png(path, candidates[scores.argmin()], {"score": scores.min().item(), "candidates": self.candidates})

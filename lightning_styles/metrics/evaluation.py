@@ -31,7 +31,7 @@ from lightning_styles.metrics.fid import (
     art_fid,
 )
 from lightning_styles.metrics.identity import IdentitySimilarity
-from lightning_styles.metrics.perceptual import PerceptualDistance, PixelDistance, load_lpips
+from lightning_styles.metrics.perceptual import PerceptualDistance, PixelDistance, load_distance
 from lightning_styles.metrics.rapsd import RadialSpectrum, spectrum_distance
 from lightning_styles.metrics.structure import StructureDistance
 
@@ -86,7 +86,8 @@ class Evaluation(nn.Module):
         self.given_style = False
         self.n, self.twin_n, self.style_n = SumMetric(), SumMetric(), SumMetric()
         self.to_source, self.to_twin = nn.ModuleDict(), nn.ModuleDict({"twin_l1": PixelDistance()})
-        if content := _content_network(metrics):
+        if "lpips" in metrics or "perceptual" in metrics:
+            content = load_distance(metrics.get("lpips"), metrics.get("perceptual"))
             self.to_source["content"] = PerceptualDistance(content)
             self.to_twin["twin"] = PerceptualDistance(content)
         if "identity" in metrics:
@@ -201,16 +202,6 @@ def _computed(metric: nn.Module) -> Tensor:
 
 def _value(metric: nn.Module) -> float:
     return float(_computed(metric))
-
-
-def _content_network(metrics: dict[str, str]) -> nn.Module | None:
-    if "lpips" in metrics:
-        return load_lpips(metrics["lpips"])
-    if "perceptual" in metrics:
-        from lightning_styles.pretrained.networks import load_perceptual
-
-        return load_perceptual(metrics["perceptual"])
-    return None
 
 
 def _style_network(metrics: dict[str, str]) -> PooledFeatures | InceptionFeatures | None:

@@ -97,6 +97,16 @@ def load_lpips(name: str) -> LPIPS:
     return LPIPS(read_weights(path, f"the trunk, {TRUNK_FILES}"))
 
 
+def load_distance(lpips: str | None, perceptual: str | None) -> nn.Module:
+    """LPIPS with the trunk `lpips` or, where that is None, the small network `perceptual` in its place, frozen."""
+    from lightning_styles.pretrained.networks import load_perceptual
+
+    if lpips:
+        return load_lpips(lpips)
+    assert perceptual, "one of the two is given"
+    return load_perceptual(perceptual)
+
+
 def read_weights(path: Path, expected: str) -> dict[str, Tensor]:
     """The tensors of a safetensors or PyTorch file, read without running any code from it.
 

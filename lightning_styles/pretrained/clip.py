@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_styles.errors import UserError
+from lightning_styles.losses.clip_direction import ClipPreprocess, clip_input
 from lightning_styles.pretrained import locate
 
 # A single file holds no architecture: it is taken for OpenAI's ViT-B/32, the CLIP of OSASIS.
@@ -29,11 +30,26 @@ class Clip(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def to(self, device: torch.device) -> "Clip":
+        """Itself, with the model on `device`."""
+        self.model.to(device)
+        return self
+
+    def image(self, images: Tensor, preprocess: ClipPreprocess = "clip") -> Tensor:
+        """Embeddings (B, D) of `images` (B, 3, H, W) in [-1, 1], differentiable, in the precision of the weights.
+
+        Never under autocast, as small differences of embeddings count.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            shown = clip_input(images.float(), preprocess, self.size, self.mean, self.std)
+            return self.model.encode_image(shown).float()
+
     @torch.no_grad()
     def text(self, texts: list[str]) -> Tensor:
-        """Embeddings (B, D) of `texts`."""
+        """Embeddings (B, D) of `texts`; as `image`, never under autocast."""
         device = self.model.logit_scale.device
-        return self.model.encode_text(self.tokenizer(texts).to(device)).float()
+        with torch.autocast(device.type, enabled=False):
+            return self.model.encode_text(self.tokenizer(texts).to(device)).float()
 
 
 def load_clip(name: str) -> Clip:

@@ -199,7 +199,8 @@ def test_the_method_moves_its_weights_as_in_the_reference(training: Training, tm
     method = GoldenOSASIS(
         diffae=str(file), style_image="none", clip="none", perceptual="none", iterations=c["n_iter"], weights=weights,
         resolution=c["image_size"], lr=c["lr"], spn_lr=c["lr_map"], lambda_spn=c["lambda_map"], t0=c["t0_ratio"],
-        steps={"encode": c["T_train_for"], "decode": c["T_train_back"]}, predict_steps={}, dropout=False,
+        steps={"encode": c["T_train_for"], "decode": c["T_train_back"]}, predict_steps={"encode": 100, "decode": 50},
+        dropout=False,
     )  # fmt: skip
     method.__dict__["golden"] = training
     run = quiet_trainer(tmp_path, training.config["n_iter"])

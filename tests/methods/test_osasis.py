@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 from datamodules import Pictures
 from lightning_styles.diffusion.half_way import picture_process
 from lightning_styles.errors import UserError
-from lightning_styles.imaging import read_image
+from lightning_styles.imaging import read_image, save_png
 from lightning_styles.methods.osasis import OSASIS
+from lightning_styles.metrics.perceptual import load_distance
 from lightning_styles.pretrained.diffae import frozen_diffae, load_diffae
 from lightning_styles.square import to_square
 from tests.micro import quiet_trainer
@@ -100,6 +101,8 @@ def test_half_precision_leaves_the_shared_autoencoder_as_it_is(micro_osasis: Mic
     fit(tmp_path, method, samples(micro_osasis), steps=1, precision="bf16-true")
     assert method.A.dtype == torch.bfloat16
     assert frozen_diffae(micro_osasis.diffae).model.dtype == torch.float32
+    for judge in (method.clip.model, method.judge):
+        assert {p.dtype for p in judge.parameters()} == {torch.float32}, "small differences count"
 
 
 def test_a_pool_gives_the_photos_that_sampling_gives(micro_osasis: MicroOSASIS, tmp_path: Path) -> None:
@@ -131,7 +134,7 @@ def test_the_twin_is_the_best_candidate_and_made_once(
     (twin, sheet) = sorted((tmp_path / "twins").iterdir(), key=lambda file: len(file.name))
     assert str(twin) in capsys.readouterr().out
     style = to_square(read_image(micro_osasis.style)[None], SIZE, "letterbox")
-    judge, made = method.perceptual_network(), read_image(twin)[None]
+    judge, made = load_distance(None, method.hparams.perceptual), read_image(twin)[None]
     scores = 10 * (made - style).abs().mean() + judge(made, style)
     assert scores.item() == pytest.approx(
         float(Image.open(twin).text["lightning_styles"].split('"score": ')[1][:6]), rel=1e-2
@@ -140,6 +143,8 @@ def test_the_twin_is_the_best_candidate_and_made_once(
     written = twin.stat().st_mtime_ns
     method.prepare(None)
     assert twin.stat().st_mtime_ns == written
+    method.hparams.resolution = SIZE // 2
+    assert read_image(method.find_twin()).shape == (3, SIZE // 2, SIZE // 2), "another size is another twin"
 
 
 @pytest.mark.parametrize("fit_to_square", ["letterbox", "crop"])
@@ -187,6 +192,15 @@ def test_a_checkpoint_needs_no_style_picture(micro_osasis: MicroOSASIS, tmp_path
         run.predict(other, datamodule=photos, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
 
 
+def test_a_checkpoint_of_another_style_is_not_gone_on_with(micro_osasis: MicroOSASIS, tmp_path: Path) -> None:
+    data = samples(micro_osasis)
+    fit(tmp_path, make_osasis(micro_osasis), data, steps=1).save_checkpoint(tmp_path / "last.ckpt")
+    save_png(tmp_path / "other.png", torch.rand(3, SIZE, SIZE) * 2 - 1)
+    other = make_osasis(micro_osasis, style_image=str(tmp_path / "other.png"))
+    with pytest.raises(UserError, match="trained on another style picture than .*other.png"):
+        quiet_trainer(tmp_path, 2).fit(other, data, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+
+
 def test_a_style_picture_that_is_its_own_twin_is_refused(micro_osasis: MicroOSASIS, tmp_path: Path) -> None:
     method = make_osasis(micro_osasis, twin_image=micro_osasis.style)
     with pytest.raises(UserError, match="no difference between the style image and its photorealistic twin"):
@@ -201,6 +215,10 @@ def test_a_style_picture_that_is_its_own_twin_is_refused(micro_osasis: MicroOSAS
         ({"lpips": "lpips-vgg"}, "set one of model.lpips"),
         ({"perceptual": None}, "set one of model.lpips"),
         ({"steps": {"encode": 300, "decode": 4}}, "300 steps do not divide 1000"),
+        ({"steps": {"encode": 10}}, "steps has encode; expected encode, decode"),
+        ({"weights": {"croos": 1.0}}, "weights has croos; expected cross, in,"),
+        ({"candidates": 0}, "candidates is 0; it must be at least 1"),
+        ({"resolution": 33}, "resolution is 33; .* needs a multiple of 2"),
     ],
     ids=str,
 )

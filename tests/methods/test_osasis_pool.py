@@ -86,14 +86,15 @@ def test_a_killed_build_goes_on(micro_osasis: MicroOSASIS, tmp_path: Path, monke
         ({"steps": 5, "t0": 0.5}, {}, "steps 5 instead of 10"),
         ({"steps": 10, "t0": 0.4}, {}, "t0 0.4 instead of 0.5"),
         (RECIPE, {"diffae": "other"}, "diffae .* instead of"),
-        ({"steps": 10}, {}, "encode has steps; expected steps and t0"),
+        (RECIPE, {"size": 16}, "size 16 instead of 32"),
+        ({"steps": 10}, {}, "encode has steps; expected steps, t0"),
     ],
     ids=str,
 )
 def test_photos_of_another_recipe_are_refused(
     micro_osasis: MicroOSASIS, tmp_path: Path, encode: dict[str, Any], changes: dict[str, Any], message: str
 ) -> None:
-    settings = {key: getattr(micro_osasis, value) for key, value in changes.items()}
+    settings = changes | ({"diffae": micro_osasis.other} if "diffae" in changes else {})
 
     def attempt() -> None:
         data = samples(micro_osasis, pool=2, cache=str(tmp_path / "pool"), encode=encode, **settings)
@@ -101,3 +102,33 @@ def test_photos_of_another_recipe_are_refused(
 
     with pytest.raises(UserError, match=message):
         attempt()
+
+
+def test_data_and_method_share_one_autoencoder(micro_osasis: MicroOSASIS, tmp_path: Path) -> None:
+    folders = set()
+    for precision in ("float32", "bfloat16"):
+        method = make_osasis(micro_osasis, frozen_precision=precision)
+        method.configure_model()
+        data = samples(micro_osasis, frozen_precision=precision, pool=1, cache=str(tmp_path))
+        data.trainer = quiet_trainer(tmp_path, 1)
+        assert data._autoencoder().model is method.A
+        folders.add(data._pool_folder())
+    assert len(folders) == 2, "a pool is of one precision"
+
+
+def test_training_needs_no_photos_to_stylize(micro_osasis: MicroOSASIS, tmp_path: Path) -> None:
+    data = samples(micro_osasis, photos="nowhere/")
+    run = fit(tmp_path, make_osasis(micro_osasis, iterations=1), data, steps=1, limit_val_batches=0)
+    assert run.global_step == 1
+    with pytest.raises(UserError, match="'nowhere.*' does not exist"):
+        quiet_trainer(tmp_path, 1).predict(make_osasis(micro_osasis), data)
+
+
+def test_a_damaged_pool_is_named(micro_osasis: MicroOSASIS, tmp_path: Path) -> None:
+    data = samples(micro_osasis, pool=1, cache=str(tmp_path / "pool"))
+    data.trainer = quiet_trainer(tmp_path, 1)
+    data.train_dataloader()
+    (file,) = (tmp_path / "pool").rglob("*.pt")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"000000-000000.pt is damaged; remove it"):
+        data.train_dataloader()

@@ -13,6 +13,7 @@ from callbacks import Export, ImageWriter
 from datamodules import Pictures
 from lightning_styles.__main__ import main
 from lightning_styles.diffusion import ddim
+from lightning_styles.diffusion.respacing import decode_indices
 from lightning_styles.errors import UserError
 from lightning_styles.imaging import find_images, read_image
 from lightning_styles.losses.clip_direction import cosine_distance
@@ -118,9 +119,13 @@ def test_a_file_of_another_architecture_is_refused(micro_osasis: MicroOSASIS, tm
 def test_missing_weights_are_named_one_by_one() -> None:
     names = ("diffae", "domain_model", "clip", "perceptual", "style_image", "trained")
     settings = {name: f"nowhere/{name}" for name in names}
-    lines = missing_files({"model": {"class_path": "lightning_styles.methods.osasis.OSASIS", "init_args": settings}})
+    config = {"model": {"class_path": "lightning_styles.methods.osasis.OSASIS", "init_args": settings}}
+    lines = missing_files(config)
     assert len(lines) == len(names)
     assert all(any(path in line for line in lines) for path in settings.values())
+    lines = missing_files(config, "predict")
+    assert [any(settings[name] in line for line in lines) for name in ("diffae", "trained")] == [True, True]
+    assert len(lines) == 2, "what only fit reads may be missing"
 
 
 # ---- kept encodings
@@ -240,10 +245,10 @@ def test_a_text_moves_the_code_alone(micro_osasis: MicroOSASIS, run: Path, tmp_p
     source, target = method.clip.text([TEXT["source"], TEXT["target"]])
 
     def loss(code: Tensor) -> Tensor:
-        indices = method.decoder_indices(method.encoder, method.decoder, 0.5)
+        indices = decode_indices(len(method.decoder), 0.5)
         shown = ddim.decode(lambda noisy, t: method.A(noisy, t, code), x, method.decoder, indices)
         with torch.no_grad():
-            change = method.embed(shown, "clip") - method.embed(photos, "clip")
+            change = method.clip.image(shown) - method.clip.image(photos)
         return cosine_distance((target - source)[None], change)
 
     assert (loss(z_star) < loss(z) - 0.05).all(), "the picture that z* decodes to is nearer to the text"
@@ -273,7 +278,10 @@ def test_what_is_stylized_has_the_moved_code(micro_osasis: MicroOSASIS, run: Pat
     [
         ({"source": "a man", "target": "a man"}, "CLIP sees no difference between 'a man' and 'a man'"),
         ({"source": "a man", "target": " "}, "text needs a source and a target"),
-        ({"source": "a man", "target": "a cat", "rate": 1}, "text has the key rate; expected source, target, steps"),
+        (
+            {"source": "a man", "target": "a cat", "rate": 1},
+            "text has source, target, rate; expected source, target, steps",
+        ),
         ({"source": "a man", "target": "a cat", "steps": 0}, "text.steps is 0; it must be at least 1"),
     ],
     ids=str,
