@@ -56,9 +56,9 @@ def parser() -> argparse.ArgumentParser:
     options = LightParser(
         "compare",
         usage="python -m lightning_styles compare FILE [--rows a,b] [--out DIR] [--key value ...]",
-        description="Run test on every row of a comparison, after fit where its file says so, and write one table. Finished rows are kept and not "
-        "run again while their settings and pretrained files stay the same; after a change of the code use "
-        "--fresh. Keys such as --trainer.accelerator cpu apply to every row.",
+        description="Run test on every row of a comparison, after fit where its file says so, and write one table. "
+        "Finished rows are kept and not run again while their settings and pretrained files stay the same; after a "
+        "change of the code use --fresh. Keys such as --trainer.accelerator cpu apply to every row.",
     )
     options.add_argument("comparison", metavar="FILE", help="YAML file with config, set, fit and rows")
     options.add_argument("--rows", metavar="A,B", help="only these rows (default: all)")

@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from lightning_styles.models.diffusion_blocks import ResBlock, embedding_layers, timestep_embedding
+from lightning_styles.models.diffusion_blocks import ResBlock, embedding_layers, set_groups, timestep_embedding
 from lightning_styles.models.latent_mlp import LatentMLP
 from lightning_styles.models.pixel_unet import PixelUNet
 from lightning_styles.models.semantic_encoder import SemanticEncoder
@@ -44,6 +44,8 @@ class DiffAEConfig:
         heads: attention heads.
         embedding: length D of z.
         dropout: of the UNet while training.
+        groups: of each normalisation, at most. A narrow network wants fewer than its channels: with a group for each
+            channel the mean colour and the amplitude of the noise, which DDIM needs exactly, are lost.
         latent: the prior over z, None for an autoencoder without it.
     """
 
@@ -57,6 +59,7 @@ class DiffAEConfig:
     heads: int = 1
     embedding: int = 512
     dropout: float = 0.1
+    groups: int = 32
     latent: LatentConfig | None = field(default_factory=LatentConfig)
 
 
@@ -85,6 +88,7 @@ class DiffAEUNet(PixelUNet):
             lambda _: c.heads,
         )
         self.config = c
+        set_groups(self, c.groups)
 
     def forward(
         self,
@@ -119,6 +123,7 @@ class DiffAE(DiffAEUNet):
         self.encoder = SemanticEncoder(
             widths, c.encoder_res_blocks, c.encoder_attention_levels, lambda _: c.heads, c.embedding
         )
+        set_groups(self.encoder, c.groups)
         self.latent_net = None
         if c.latent is not None:
             prior = c.latent

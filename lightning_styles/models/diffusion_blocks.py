@@ -27,6 +27,13 @@ class GroupNorm(nn.GroupNorm):
         return out.to(input.dtype)
 
 
+def set_groups(module: nn.Module, groups: int) -> None:
+    """Let every GroupNorm inside normalise over at most `groups` groups; its weights do not depend on them."""
+    for norm in module.modules():
+        if isinstance(norm, GroupNorm):
+            norm.num_groups = min(groups, norm.num_channels)
+
+
 def timestep_embedding(t: Tensor, channels: int) -> Tensor:
     """Sinusoids [cos(t f_k), sin(t f_k)], f_k = 10000^(-2k / channels), of timesteps t (B,): (B, channels) float32.
 

@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor
 
-from lightning_styles.models.diffusion_blocks import ResBlock, embedding_layers, timestep_embedding
+from lightning_styles.models.diffusion_blocks import ResBlock, embedding_layers, set_groups, timestep_embedding
 from lightning_styles.models.pixel_unet import PixelUNet
 
 
@@ -20,6 +20,7 @@ class GuidedConfig:
         attention_levels: levels with attention (level i works at 1 / 2^i of the resolution).
         head_channels: channels of one attention head.
         dropout: while training.
+        groups: of each normalisation, at most; see `DiffAEConfig`.
     """
 
     channels: int = 128
@@ -28,6 +29,7 @@ class GuidedConfig:
     attention_levels: tuple[int, ...] = (4,)
     head_channels: int = 64
     dropout: float = 0.0
+    groups: int = 32
 
     def heads(self, channels: int) -> int:
         """Attention heads of a layer."""
@@ -52,6 +54,7 @@ class GuidedUNet(PixelUNet):
             out_channels=6,
         )
         self.config = c
+        set_groups(self, c.groups)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """eps and v (B, 6, H, W), three channels each, for x_t (B, 3, H, W) and timesteps t (B,), 0 <= t < 1000."""

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,12 +22,23 @@ from lightning_styles.pretraining.base import Pretraining
 T = 1000
 
 
+def snr_weight(alpha_bar: Tensor, cap: float = 1000.0) -> Tensor:
+    """max(1, 1 / SNR), at most `cap`, with SNR = alpha_bar / (1 - alpha_bar) (arXiv 2202.00512, section 4).
+
+    Where noise prevails, the error of x_0 counts instead of that of the noise. A small network needs this to sample
+    from pure noise: an error of 0.05 in the noise, which an even weight hardly sees, is one of 5 in x_0 there.
+    """
+    return ((1 - alpha_bar) / alpha_bar).clamp(1.0, cap)
+
+
 class DiffAEPretraining(Pretraining):
     """UNet and semantic encoder together: predict the noise in x_t, given t and the code z of the clean picture.
 
     Args:
         iterations: optimizer steps.
         architecture: fields of `DiffAEConfig`; the prior over z is trained afterwards, by `LatentPriorPretraining`.
+        start: file of an autoencoder to go on from; its architecture may have another number of groups.
+        weighting: of the squared error of the noise: "simple" is even over t (paper), "snr" see `snr_weight`.
         lr: peak learning rate of AdamW.
         warmup: iterations of linear warm-up.
         seed: key of all randomness.
@@ -41,6 +52,8 @@ class DiffAEPretraining(Pretraining):
         *,
         iterations: int,
         architecture: dict[str, Any],
+        start: str | None = None,
+        weighting: Literal["simple", "snr"] = "simple",
         lr: float = 5e-4,
         warmup: int = 200,
         seed: int = 0,
@@ -53,6 +66,8 @@ class DiffAEPretraining(Pretraining):
             return
         fields = self.hparams.architecture | {"latent": None}
         self.network = DiffAE(from_json(DiffAEConfig, json.dumps(fields)))
+        if self.hparams.start:
+            self.network.load_state_dict(load_diffae(Path(self.hparams.start)).model.state_dict())
         self.alpha_bar = Respaced.of(linear_betas(T), range(T)).alpha_bar.float().to(self.run_device)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -60,8 +75,9 @@ class DiffAEPretraining(Pretraining):
         t = torch.randint(T, (len(x),), generator=self.generator("timestep")).to(x.device)
         a, eps = self.alpha_bar[t], self.randn_like(x, "noise")
         x_t = per_sample(a.sqrt(), x) * x + per_sample((1 - a).sqrt(), x) * eps
-        prediction = self.network(x_t, t, self.network.encoder(x))
-        self.optimize("network", self.total_loss({"noise": F.mse_loss(prediction.float(), eps)}, {}))
+        error = (self.network(x_t, t, self.network.encoder(x)).float() - eps).square()
+        weight = snr_weight(a) if self.hparams.weighting == "snr" else torch.ones_like(a)
+        self.optimize("network", self.total_loss({"noise": (per_sample(weight, x) * error).mean()}, {}))
         self.last = x.detach()[:4]
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from lightning_styles.diffusion.respacing import Respaced, linear_betas, section
 from lightning_styles.diffusion.schedules import per_sample
 from lightning_styles.models.guided_unet import GuidedConfig, GuidedUNet
 from lightning_styles.pretrained.architecture import from_json
-from lightning_styles.pretrained.diffae import save_guided_unet
+from lightning_styles.pretrained.diffae import load_guided_unet, save_guided_unet
 from lightning_styles.pretraining.base import Pretraining
 
 
@@ -50,6 +50,7 @@ class GuidedDiffusionPretraining(Pretraining):
     Args:
         iterations: optimizer steps.
         architecture: fields of `GuidedConfig`.
+        start: file of a network to go on from; its architecture may have another number of groups.
         weights: factors of the terms `noise` (P2-weighted) and `variance`.
         lr: peak learning rate of AdamW.
         warmup: iterations of linear warm-up.
@@ -66,6 +67,7 @@ class GuidedDiffusionPretraining(Pretraining):
         iterations: int,
         architecture: dict[str, Any],
         weights: dict[str, float],
+        start: str | None = None,
         lr: float = 5e-4,
         warmup: int = 200,
         preview_size: int = 64,
@@ -78,6 +80,8 @@ class GuidedDiffusionPretraining(Pretraining):
         if hasattr(self, "network"):
             return
         self.network = GuidedUNet(from_json(GuidedConfig, json.dumps(self.hparams.architecture)))
+        if self.hparams.start:
+            self.network.load_state_dict(load_guided_unet(Path(self.hparams.start)).state_dict())
         self.process = Respaced.of(linear_betas(), range(1000))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:

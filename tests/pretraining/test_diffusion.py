@@ -9,8 +9,9 @@ import torch
 
 from datamodules.scene_pool import ScenePool
 from lightning_styles.diffusion.respacing import Respaced, linear_betas
+from lightning_styles.models.diffusion_blocks import GroupNorm
 from lightning_styles.pretrained.diffae import load_diffae, load_guided_unet
-from lightning_styles.pretraining.diffusion_autoencoder import DiffAEPretraining, LatentPriorPretraining
+from lightning_styles.pretraining.diffusion_autoencoder import DiffAEPretraining, LatentPriorPretraining, snr_weight
 from lightning_styles.pretraining.guided_diffusion import GuidedDiffusionPretraining, p2_weight, variance_bound
 
 SMALL = {"channels": 32, "multipliers": [1, 1], "res_blocks": 1, "attention_levels": [1]}
@@ -34,6 +35,11 @@ def test_p2_weighs_clean_pictures_less() -> None:
     assert weights[-1].item() == pytest.approx(1, abs=1e-4)
 
 
+def test_errors_count_in_x_0_where_noise_prevails() -> None:
+    alpha_bar = torch.tensor([0.9, 0.5, 0.1, 1e-6])
+    assert snr_weight(alpha_bar).tolist() == pytest.approx([1, 1, 9, 1000])
+
+
 def test_the_bound_is_zero_for_the_true_posterior_and_grows_either_way() -> None:
     process, t = Respaced.of(linear_betas(), range(1000)), torch.tensor([0, 1, 400, 999])
     x, lowest = torch.rand(4, 3, 2, 2) * 2 - 1, -torch.ones(4, 3, 2, 2)
@@ -49,7 +55,12 @@ def test_the_bound_is_zero_for_the_true_posterior_and_grows_either_way() -> None
 
 def test_the_autoencoder_and_its_prior_end_in_one_file(tmp_path: Path, photos: ScenePool) -> None:
     shape = SMALL | {"encoder_multipliers": [1, 2], "encoder_res_blocks": 1, "encoder_attention_levels": [1]}
-    method = fit(DiffAEPretraining(iterations=2, architecture=shape | {"embedding": 16}), photos)
+    shape |= {"embedding": 16}
+    fit(DiffAEPretraining(iterations=2, architecture=shape), photos).export(tmp_path / "first.safetensors", "")
+    again = DiffAEPretraining(
+        iterations=2, architecture=shape | {"groups": 4}, start=str(tmp_path / "first.safetensors"), weighting="snr"
+    )
+    method = fit(again, photos)
     file = tmp_path / "diffae.safetensors"
     method.export(file, "safetensors")
     assert load_diffae(file).statistics is None
@@ -58,6 +69,8 @@ def test_the_autoencoder_and_its_prior_end_in_one_file(tmp_path: Path, photos: S
     prior.export(whole_file, "safetensors")
 
     whole, x = load_diffae(whole_file), photos.pool["image"].float() / 127.5 - 1
+    groups = {module.num_groups for module in whole.model.modules() if isinstance(module, GroupNorm)}
+    assert groups == {4}, "the file says how many"
     assert whole.statistics is not None
     z = method.network.encoder(x)
     torch.testing.assert_close(whole.model.encoder(x), z, rtol=1e-2, atol=5e-3)
