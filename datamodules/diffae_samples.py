@@ -222,9 +222,11 @@ def open_chunk(file: Path) -> Chunk:
     """A chunk of the pool, mapped from its file.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or another node made it on a disk of its own.
     """
     try:
         return torch.load(file, weights_only=True, mmap=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{file} is not here; data.cache must lie where all nodes see it.") from error
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"{file} is damaged; remove it, and it is made again.") from error
