@@ -37,6 +37,8 @@ class DiffAEPretraining(Pretraining):
     Args:
         iterations: optimizer steps.
         architecture: fields of `DiffAEConfig`; the prior over z is trained afterwards, by `LatentPriorPretraining`.
+        jitter: standard deviation of the logarithm of the noise's amplitude. A network that has seen noise a little too
+            strong or too weak, and learned to name all of it, mends in later steps of DDIM what earlier ones left.
         start: file of an autoencoder to go on from; its architecture may have another number of groups.
         weighting: of the squared error of the noise: "simple" is even over t (paper), "snr" see `snr_weight`.
         lr: peak learning rate of AdamW.
@@ -52,6 +54,7 @@ class DiffAEPretraining(Pretraining):
         *,
         iterations: int,
         architecture: dict[str, Any],
+        jitter: float = 0.0,
         start: str | None = None,
         weighting: Literal["simple", "snr"] = "simple",
         lr: float = 5e-4,
@@ -74,6 +77,7 @@ class DiffAEPretraining(Pretraining):
         x = batch["image"]
         t = torch.randint(T, (len(x),), generator=self.generator("timestep")).to(x.device)
         a, eps = self.alpha_bar[t], self.randn_like(x, "noise")
+        eps = eps * (self.hparams.jitter * self.randn_like(x[:, :1, :1, :1], "amplitude")).exp()
         x_t = per_sample(a.sqrt(), x) * x + per_sample((1 - a).sqrt(), x) * eps
         error = (self.network(x_t, t, self.network.encoder(x)).float() - eps).square()
         weight = snr_weight(a) if self.hparams.weighting == "snr" else torch.ones_like(a)
