@@ -53,7 +53,8 @@ class MicroOSASIS:
     def _write(self) -> None:
         torch.manual_seed(0)
         for path in (self.diffae, self.other):
-            config = DiffAEConfig(32, (1, 2), 1, (1,), (1, 2), 1, (1,), 2, 16, 0.1, LatentConfig(24, 3, (1, 2), 8))
+            latent = LatentConfig(24, 3, (1, 2), 8)
+            config = DiffAEConfig(32, (1, 2), 1, (1,), (1, 2), 1, (1,), 2, 16, 0.1, latent=latent)
             statistics = CodeStatistics(torch.zeros(1, 16), torch.ones(1, 16))
             save_diffae(Path(path), shaken(DiffAE(config)), statistics, torch.float32)
         save_guided_unet(Path(self.guided), shaken(GuidedUNet(GuidedConfig(32, (1, 2), 1, (1,), 32))), torch.float32)
