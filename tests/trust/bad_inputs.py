@@ -246,7 +246,7 @@ OUTPUTS = [
 ]
 COMPARISONS = [
     Bad("compare nope.yaml", "There is no config file nope.yaml"),
-    Bad("compare {w}/toy.yaml", "has the key .*; a comparison has config, set, rows"),
+    Bad("compare {w}/toy.yaml", "has the key .*; a comparison has config, set, fit, rows"),
     Bad("compare {w}/no_rows.yaml", "has no rows; add rows:"),
     Bad("compare {w}/odd_rows.yaml", "has the key rowz"),
     Bad("compare {w}/number_row.yaml", "row a is 3; expected settings"),
