@@ -3,7 +3,7 @@
 Test modules that use the fixtures say `pytest_plugins = ["tests.micro"]`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,29 +25,36 @@ TEXT_LAYER = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
 
 @dataclass(frozen=True)
 class Micro:
-    """Paths of the base models and LoRAs in `folder`; each is written when first asked for."""
+    """Paths of the base models and LoRAs in `folder`; each is written when first asked for, by whichever process.
+
+    Files that are there stay: a LoRA written again has another fingerprint, since its metadata come in any order.
+    """
 
     folder: Path
 
     @cached_property
     def base(self) -> str:
         """A base model."""
-        return write_base(self.folder / "base", seed=0)
+        return self._once("base", write_base, seed=0)
 
     @cached_property
     def other(self) -> str:
         """A base model with the same shapes and other weights."""
-        return write_base(self.folder / "other", seed=1)
+        return self._once("other", write_base, seed=1)
 
     @cached_property
     def lora(self) -> str:
         """A style LoRA for the UNet, kohya layout, rank 4, alpha 2."""
-        return write_lora(self.folder / "lora.safetensors")
+        return self._once("lora.safetensors", write_lora)
 
     @cached_property
     def lora_with_text(self) -> str:
         """The same with one layer of the text encoder."""
-        return write_lora(self.folder / "lora_with_text.safetensors", text=True)
+        return self._once("lora_with_text.safetensors", write_lora, text=True)
+
+    def _once(self, name: str, write: Callable[..., str], **settings: Any) -> str:
+        path = self.folder / name
+        return str(path) if path.exists() else write(path, **settings)
 
 
 @pytest.fixture(scope="session")

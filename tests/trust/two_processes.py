@@ -51,7 +51,7 @@ def skip(out: Path) -> None:
 
 if __name__ == "__main__":
     micro, out = (Path(folder) for folder in sys.argv[1:])
-    bases = Micro(micro)  # once: each rank writes its own copy of the files, before the ranks meet
+    bases = Micro(micro)
     for name, case in METHODS.items():
         if not case.variant:
             work(case, bases, out / name)
