@@ -3,7 +3,7 @@
 Notation as in `clip_direction`; pictures are (B, 3, H, W) in [-1, 1].
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -47,11 +47,6 @@ def embedding_terms(
 def picture_terms(reconstruction: Tensor, style_b: Tensor, perceptual: Perceptual) -> dict[str, Tensor]:
     """The terms `re_l1` and `re_lpips` of the x_0 (1, 3, H, W) predicted for the style image, not weighted."""
     return {"re_l1": F.l1_loss(reconstruction, style_b), "re_lpips": perceptual(reconstruction).mean()}
-
-
-def weighted(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, Tensor]:
-    """The terms times their weights; a term that has none counts 1."""
-    return {name: weights.get(name, 1.0) * value for name, value in terms.items()}
 
 
 def twin_scores(candidates: Tensor, style_b: Tensor, perceptual: Perceptual, l1: float = 10.0) -> Tensor:

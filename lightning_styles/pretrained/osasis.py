@@ -1,7 +1,7 @@
 """Checkpoints `iter_<n>.pt` of OSASIS, of its official code and for it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,15 @@ class Stylizer:
         iteration: how far it was trained.
         model: DiffAE B, whose encoder and prior are those of A; frozen.
         spn: the structure-preserving network, or None; frozen.
-        optimizers: state dicts of Adam by name, "unet" (over the UNet's parameters alone) and "spn", where present.
     """
 
     iteration: int
     model: DiffAE
     spn: SPN | None
-    optimizers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def load_osasis(path: Path, config: DiffAEConfig | None = None) -> Stylizer:
-    """Read an `iter_<n>.pt`.
+    """Read an `iter_<n>.pt`; its states of the optimizers are left aside.
 
     Args:
         path: its file.
@@ -58,10 +56,7 @@ def load_osasis(path: Path, config: DiffAEConfig | None = None) -> Stylizer:
     if "model_map" in found:
         kind = MappingNet if "layers.0.weight" in found["model_map"] else MappingNetTime
         spn = build(kind, found["model_map"], path.name)
-    optimizers = {name: found[key] for name, key in (("unet", KEYS[3]), ("spn", KEYS[4])) if key in found}
-    if "unet" in optimizers:
-        optimizers["unet"] = resized(optimizers["unet"], _unet_parameters(model))
-    return Stylizer(int(found.get("iter", 0)), model, spn, optimizers)
+    return Stylizer(int(found.get("iter", 0)), model, spn)
 
 
 def save_osasis(
@@ -70,9 +65,8 @@ def save_osasis(
     autoencoder: DiffAE,
     unet: DiffAEUNet,
     spn: SPN | NoSPN | None = None,
-    optimizers: Mapping[str, dict[str, Any]] | None = None,
 ) -> None:
-    """Write an `iter_<n>.pt` that the official code reads.
+    """Write an `iter_<n>.pt` that the official code draws with, without the states of the optimizers.
 
     Args:
         path: the file.
@@ -80,18 +74,10 @@ def save_osasis(
         autoencoder: A, whose encoder and prior B shares.
         unet: the trained UNet of B.
         spn: the structure-preserving network, if there is one.
-        optimizers: as in `Stylizer`.
     """
-    optimizers = optimizers or {}
     contents: dict[str, Any] = {"iter": iteration, "diffae_B": _cpu(autoencoder.state_dict() | unet.state_dict())}
-    has_spn = isinstance(spn, SPN)
-    if has_spn:
+    if isinstance(spn, SPN):
         contents["model_map"] = _cpu(spn.state_dict())
-    if "unet" in optimizers:
-        # The official optimizer was given all of B; what is not the UNet follows it and never had a gradient.
-        contents["optim_diffae_B"] = resized(optimizers["unet"], len(list(autoencoder.parameters())))
-    if "spn" in optimizers and has_spn:
-        contents["optim_map"] = optimizers["spn"]
     with replacing(path) as temporary:
         torch.save(contents, temporary)
 
@@ -116,25 +102,6 @@ def take_trained(path: Path, autoencoder: DiffAE, unet: DiffAEUNet, spn: SPN | N
     trained = found.model.state_dict()
     unet.load_state_dict({key: trained[key] for key in unet.state_dict()})
     spn.load_state_dict({} if found.spn is None else found.spn.state_dict())
-
-
-def resized(optimizer: Mapping[str, Any], parameters: int) -> dict[str, Any]:
-    """An optimizer's state dict for the first `parameters` of its only group, or for some more without a state.
-
-    Raises:
-        UserError: several groups, or a state of a parameter beyond that number.
-    """
-    groups, state = optimizer["param_groups"], optimizer["state"]
-    if len(groups) != 1 or max(state, default=-1) >= parameters:
-        raise UserError(
-            f"the optimizer of B has {len(groups)} groups and moved parameter {max(state, default=-1)}; expected one "
-            f"group and only the {parameters} parameters of the UNet."
-        )
-    return {"state": dict(state), "param_groups": [groups[0] | {"params": list(range(parameters))}]}
-
-
-def _unet_parameters(model: DiffAE) -> int:
-    return sum(not name.startswith(("encoder.", "latent_net.")) for name, _ in model.named_parameters())
 
 
 def _cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -43,7 +43,7 @@ from lightning_styles.diffusion.respacing import (
 )
 from lightning_styles.imaging import read_image, save_png
 from lightning_styles.losses.clip_direction import cross_loss, in_loss, re_clip_loss
-from lightning_styles.losses.osasis import WEIGHTS, picture_terms, weighted
+from lightning_styles.losses.osasis import WEIGHTS, picture_terms
 from lightning_styles.methods.osasis import OSASIS
 from lightning_styles.metrics.perceptual import load_lpips
 from lightning_styles.models.diffae import DiffAE, DiffAEConfig, LatentConfig
@@ -220,7 +220,7 @@ class Plain:
             "in": in_loss(e(a), e(b), e(photo), e(result)),
             "re_clip": re_clip_loss(e(again), e(b)),
         } | picture_terms(again, b, lambda x: self.judge(x, b))
-        total = torch.stack(list(weighted(terms, WEIGHTS).values())).sum()
+        total = torch.stack([WEIGHTS[name] * term for name, term in terms.items()]).sum()
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         total.backward()
