@@ -54,9 +54,11 @@ class Launch:
         return [int(line) for line in self.trace.read_text().split()] if self.trace.is_file() else []
 
     def wait_for(self, condition: Callable[[], Any]) -> None:
-        """Wait until something holds, while the process runs."""
+        """Wait until something holds, while the process runs; 5 minutes at most."""
+        latest = time.monotonic() + 300
         while not condition():
             assert self.process.is_alive(), self.printed
+            assert time.monotonic() < latest, self.printed
             time.sleep(0.001)
 
     def send(self, signum: int) -> None:
@@ -78,6 +80,7 @@ def _run(
         os.setsid()
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background ignore it
     if ignored is not None:
         signal.signal(ignored, signal.SIG_IGN)
     sys.stdout.flush()
