@@ -145,16 +145,15 @@ def load_networks(options: argparse.Namespace) -> tuple[Any, Any]:
     Raises:
         UserError: a file is missing or no such network, or the resolution is not one of the autoencoder's.
     """
-    from lightning_styles.metrics.perceptual import load_lpips
+    from lightning_styles.metrics.perceptual import load_distance
     from lightning_styles.pretrained import locate
     from lightning_styles.pretrained.diffae import load_diffae
-    from lightning_styles.pretrained.networks import load_perceptual
 
     autoencoder = load_diffae(locate(options.diffae, "diffae")).model
     multiple = 2 ** (autoencoder.levels - 1)
     if options.resolution % multiple:
         raise UserError(f"--resolution is {options.resolution}; {options.diffae} needs a multiple of {multiple}.")
-    return autoencoder, load_lpips(options.lpips) if options.lpips else load_perceptual(options.perceptual)
+    return autoencoder, load_distance(options.lpips, options.perceptual)
 
 
 # ---- the table and the sheets
