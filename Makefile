@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format benchmark clean
+.PHONY: help install demo test test-slurm lint format benchmark clean
 
 help:
 	@echo "make install    create .venv and install the project with its development tools"
 	@echo "make demo       run the smallest experiment: no download, no GPU"
 	@echo "make test       run all tests, without a network"
+	@echo "make test-slurm run the batch scripts on a SLURM of two nodes on this machine (slurm-wlm, root)"
 	@echo "make lint       ruff and pyright"
 	@echo "make format     let ruff rewrite the files"
 	@echo "make benchmark  run the timings in tests/benchmarks"
@@ -28,6 +29,10 @@ demo: install
 test: export OMP_NUM_THREADS = 1
 test: install
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# Apart from the others: they wait for real time limits, and a busy machine misses them.
+test-slurm: install
+	$(BIN)/python -m pytest tests/trust/test_slurm.py -m slurm
 
 lint: install
 	$(BIN)/ruff check .

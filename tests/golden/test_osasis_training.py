@@ -19,7 +19,7 @@ from lightning_styles.diffusion.respacing import (
     even_timesteps,
     linear_betas,
 )
-from lightning_styles.losses.osasis import Anchors, embedding_terms, picture_terms, weighted
+from lightning_styles.losses.osasis import Anchors, embedding_terms, picture_terms
 from lightning_styles.methods.osasis import OSASIS
 from lightning_styles.models.spn import MappingNetTime
 from lightning_styles.pretrained.diffae import save_diffae
@@ -88,7 +88,7 @@ class Training:
     def update(self, anchors: Anchors, photo: Tensor, result: Tensor, again: Tensor) -> None:
         terms = embedding_terms(anchors, self.clip(result), self.clip(again))
         terms |= picture_terms(again, self.style_b, lambda x: x.new_zeros(len(x)))
-        terms = weighted(terms, {ours: self.config[theirs] for ours, theirs in NAMES.items()})
+        terms = {ours: self.config[theirs] * terms[ours] for ours, theirs in NAMES.items()}
         total = sum(terms.values(), torch.tensor(0.0))
         for optimizer in self.optimizers:
             optimizer.zero_grad()
