@@ -230,9 +230,10 @@ def train(row: Row) -> str:
     from lightning_styles.console import readable
 
     keeper = readable(StylesCLI, ["fit", *row.arguments]).trainer.checkpoint_callback
-    if keeper is None or not keeper.last_model_path:
+    last = getattr(keeper, "last_model_path", "")
+    if not last:
         raise UserError("fit left no checkpoint to test; add callbacks.Checkpoints to the config.")
-    return keeper.last_model_path
+    return last
 
 
 def measure_all(rows: list[Row], processes: int) -> Iterator[tuple[Row, Result]]:
