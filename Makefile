@@ -8,7 +8,7 @@ BIN := .venv/bin
 help:
 	@echo "make install    create .venv and install the project with its development tools"
 	@echo "make demo       run the smallest experiment: no download, no GPU"
-	@echo "make test       run all tests, without a network"
+	@echo "make test       run all tests but those on SLURM, without a network"
 	@echo "make test-slurm run the batch scripts on a SLURM of two nodes on this machine (slurm-wlm, root)"
 	@echo "make lint       ruff and pyright"
 	@echo "make format     let ruff rewrite the files"
