@@ -100,6 +100,12 @@ def test_finished_rows_run_again_only_when_something_changed() -> None:
     assert runs() == [0.5, 0.25, 0.75, 0.75, 0.25]
 
 
+def test_another_config_lies_under_the_settings_of_the_rows() -> None:
+    write("fast.yaml", {"model": {"init_args": {"learning_rate": 2.0}}})
+    assert main(["compare", "table.yaml", "--rows", "a,b", "--config", "fast.yaml"]) == 0
+    assert runs() == [2.0, 0.25]
+
+
 def test_rows_that_train_first_are_tested_on_what_they_learned() -> None:
     trainer = BASE["trainer"] | {"max_steps": 60, "callbacks": [{"class_path": "callbacks.Checkpoints"}]}
     write("toy.yaml", BASE | {"trainer": trainer})
@@ -157,7 +163,7 @@ def test_dotted_and_nested_settings_are_one_tree() -> None:
 
 
 def test_rows_of_the_shipped_comparison(tmp_path: Path) -> None:
-    rows = read_rows(find_config("configs/tiny/compare_sms.yaml"), tmp_path, [])
+    rows = read_rows(find_config("configs/tiny/compare_sms.yaml"), tmp_path, [], [])
     assert len(rows) == 17
     assert {row.files[0] for row in rows} == {"configs/tiny/sms.yaml"}
     by_name = {row.name: row.settings["model"]["init_args"] for row in rows}

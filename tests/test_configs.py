@@ -19,9 +19,11 @@ from lightning_styles.pretrained import locate, registry
 from lightning_styles.required_files import class_paths, import_class
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = sorted(
+FILES = sorted(
     str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml") if not path.name.startswith("compare_")
 )
+CONFIGS = [name for name in FILES if "class_path" in (ROOT / name).read_text("utf-8")]
+OVERLAYS = [name for name in FILES if name not in CONFIGS]  # settings to layer over one of CONFIGS
 SMS = [name for name in CONFIGS if "sms" in name]
 
 
@@ -79,7 +81,20 @@ def test_weights_of_the_tiny_configs_ship_with_the_package(name: str, monkeypatc
     assert [weight for weight, kind in named if package not in locate(weight, kind).parents] == []
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_changes_what_it_names_over_the_config_of_its_header(name: str) -> None:
+    text = (ROOT / name).read_text("utf-8")
+    base, last = re.findall(r"--config (\S+)", text)
+    assert last == name
+    layered, alone = parse_only(["fit", "--config", base, "--config", name]), parse_only(["fit", "--config", base])
+    for key in ("model", "data"):
+        changes = yaml.safe_load(text)[key]["init_args"]
+        assert layered[key]["class_path"] == alone[key]["class_path"]
+        assert {**alone[key]["init_args"], **changes} == dict(layered[key]["init_args"])
+        assert [name for name, value in changes.items() if alone[key]["init_args"][name] == value] == []
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_a_config_begins_with_what_it_is_and_how_to_run_it(name: str) -> None:
     lines = (ROOT / name).read_text("utf-8").splitlines()
     header = "\n".join(line for line in lines if line.startswith("#"))

@@ -55,12 +55,19 @@ def parser() -> argparse.ArgumentParser:
     """The options of `compare`."""
     options = LightParser(
         "compare",
-        usage="python -m lightning_styles compare FILE [--rows a,b] [--out DIR] [--key value ...]",
+        usage="python -m lightning_styles compare FILE [--config FILE] [--rows a,b] [--out DIR] [--key value ...]",
         description="Run test on every row of a comparison, after fit where its file says so, and write one table. "
         "Finished rows are kept and not run again while their settings and pretrained files stay the same; after a "
         "change of the code use --fresh. Keys such as --trainer.accelerator cpu apply to every row.",
     )
     options.add_argument("comparison", metavar="FILE", help="YAML file with config, set, fit and rows")
+    options.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="config file to layer over those that the comparison names; may be given several times",
+    )
     options.add_argument("--rows", metavar="A,B", help="only these rows (default: all)")
     options.add_argument("--out", type=Path, metavar="DIR", help="folder (default: runs/<name of FILE>)")
     options.add_argument("--processes", type=int, default=1, metavar="N", help="rows at once (default: 1)")
@@ -105,8 +112,8 @@ def merged(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def read_rows(path: Path, out: Path, flags: list[str]) -> list[Row]:
-    """The rows of a comparison in their order.
+def read_rows(path: Path, out: Path, flags: list[str], configs: list[str]) -> list[Row]:
+    """The rows of a comparison in their order, on its common config files with `configs` over them.
 
     Raises:
         UserError: the file has other keys than those, or no rows.
@@ -121,7 +128,7 @@ def read_rows(path: Path, out: Path, flags: list[str]) -> list[Row]:
     if not isinstance(entries, dict) or not entries:
         raise UserError(f"{path} has no rows; add rows: {{name: {{key: value}}}}.")
     common = merged({"trainer": {"devices": 1, "default_root_dir": str(out)}}, nested(content.get("set") or {}))
-    base, rows = listed(content.get("config")), []
+    base, rows = listed(content.get("config")) + configs, []
     for name, entry in entries.items():
         if not isinstance(entry or {}, dict):
             raise UserError(f"{path}: row {name} is {entry!r}; expected settings, such as {{label: X, key: value}}.")
@@ -265,7 +272,7 @@ def run(options: argparse.Namespace, flags: list[str]) -> int:
 
     path = find_config(options.comparison)
     out: Path = options.out or Path(ROOT) / run_name(path, "")
-    rows = chosen(read_rows(path, out, flags), options.rows)
+    rows = chosen(read_rows(path, out, flags, options.config), options.rows)
     results: dict[str, Result] = {}
     files: dict[str, Path] = {}
     for row in rows:
