@@ -110,7 +110,8 @@ def test_commands_on_real_weights_parse(folder: Path, words: list[str]) -> None:
 @pytest.mark.parametrize("words", [w for w in OWN if w[0] == "compare"], ids=" ".join)
 def test_rows_to_compare_exist(words: list[str]) -> None:
     options, flags = compare.parser().parse_known_args(words[1:])
-    rows = compare.chosen(compare.read_rows(ROOT / options.comparison, Path("out"), flags, options.config), options.rows)
+    rows = compare.read_rows(ROOT / options.comparison, Path("out"), flags, options.config)
+    rows = compare.chosen(rows, options.rows)
     assert [row.name for row in rows] == (options.rows.split(",") if options.rows else [row.name for row in rows])
     assert "sms" in {row.name for row in rows}
 

@@ -136,7 +136,8 @@ def _from_single_file(path: Path) -> dict[str, Any]:
             raise ValueError(f"it has no tensors of a UNet ({SINGLE_FILE}...)")
     # Single files hold no configuration: it is read from the registered SD 1.5 folder, which must be present.
     config = locate("stable-diffusion-v1-5", "stable-diffusion")
-    pipeline = StableDiffusionPipeline.from_single_file(path, config=str(config), local_files_only=True)
+    unused = {"safety_checker": None, "feature_extractor": None}  # would be looked for in that folder too
+    pipeline = StableDiffusionPipeline.from_single_file(path, config=str(config), local_files_only=True, **unused)
     return {
         "unet": pipeline.unet,
         "vae": pipeline.vae,

@@ -1,20 +1,35 @@
 """A base model from its folder: what is loaded, frozen and refused."""
 
+import json
 import pickle
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lightning_styles.errors import UserError
 from lightning_styles.pretrained import fingerprint
 from lightning_styles.pretrained.stable_diffusion import encode_prompts, load_stable_diffusion
 from lightning_styles.pretraining.latent_diffusion import SCHEDULER
+from tests.ldm_layout import write_single_file
 from tests.micro import WIDTH, Micro
 
 pytest_plugins = ["tests.micro"]
+
+# As in the repository of Stable Diffusion 1.5, whose safety checker nobody needs here.
+MODEL_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": "0.6.0",
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
 
 
 @pytest.fixture
@@ -37,13 +52,36 @@ def test_a_folder_gives_its_parts_frozen(micro: Micro) -> None:
     assert base.sha256 == fingerprint(Path(micro.base))
 
 
+def test_a_text_encoder_of_older_transformers_is_read_whole(micro: Micro, copy: Path) -> None:
+    file = copy / "text_encoder" / "model.safetensors"  # the names in Stable Diffusion 1.5
+    state = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(file).items()}
+    state["text_model.embeddings.position_ids"] = torch.arange(12)[None]
+    save_file(state, file, metadata={"format": "pt"})
+    own, expected = (load_stable_diffusion(str(path)).text_encoder.state_dict() for path in (copy, micro.base))
+    assert own.keys() == expected.keys()
+    assert [key for key in own if not torch.equal(own[key], expected[key])] == []
+
+
+def test_a_single_file_is_the_same_base(micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Path(shutil.copytree(micro.base, tmp_path / "models" / "stable-diffusion-v1-5"))  # the architecture
+    (config / "model_index.json").write_text(json.dumps(MODEL_INDEX))
+    monkeypatch.setenv("LIGHTNING_STYLES_MODELS", str(tmp_path / "models"))
+    write_single_file(Path(micro.other), tmp_path / "dreamy.safetensors")
+    single, folder = load_stable_diffusion(str(tmp_path / "dreamy.safetensors")), load_stable_diffusion(micro.other)
+    for part in ("unet", "vae", "text_encoder"):
+        own, expected = getattr(single, part).state_dict(), getattr(folder, part).state_dict()
+        assert own.keys() == expected.keys()
+        assert [key for key in own if not torch.equal(own[key], expected[key])] == []
+        assert not any(module.training for module in getattr(single, part).modules())
+    assert {key: single.scheduler[key] for key in SCHEDULER} == SCHEDULER
+    assert single.sha256 != folder.sha256
+
+
 def test_sides_are_multiples_of_the_vaes_factor_times_the_unets(micro: Micro) -> None:
     assert load_stable_diffusion(micro.base).multiple == 4 * 2
 
 
 def test_half_precision_files_are_loaded_in_full_precision(copy: Path) -> None:
-    from safetensors.torch import save_file
-
     for file in copy.rglob("*.safetensors"):
         save_file({key: value.half() for key, value in load_file(file).items()}, file, metadata={"format": "pt"})
     base = load_stable_diffusion(str(copy))
