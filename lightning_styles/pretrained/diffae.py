@@ -52,12 +52,10 @@ def frozen_diffae(name: str, dtype: torch.dtype = torch.float32) -> Autoencoder:
     return loaded
 
 
-def load_diffae(path: Path, latents: Path | None = None) -> Autoencoder:
+def load_diffae(path: Path) -> Autoencoder:
     """A diffusion autoencoder: `ffhq256_autoenc(_latent)/last.ckpt`, another size of it, or safetensors.
 
-    Args:
-        path: its file.
-        latents: `latent.pkl`, for statistics that `path` does not hold.
+    Statistics of the codes that the file does not hold come from `latent.pkl` beside it, where there is one.
 
     Raises:
         UserError: damaged, of another architecture (the first keys that differ are named), or unsafe to open.
@@ -71,7 +69,8 @@ def load_diffae(path: Path, latents: Path | None = None) -> Autoencoder:
     state = tied(state, path.name)
     model = build(partial(DiffAE, config or diffae_config(state)), state, path.name)
     statistics = _statistics(buffers, model.config.embedding, path)
-    if statistics is None and latents is not None:
+    latents = path.with_name("latent.pkl")
+    if statistics is None and latents.is_file():
         statistics = load_statistics(latents, model.config.embedding)
     return Autoencoder(model, statistics)
 
@@ -86,8 +85,8 @@ def save_diffae(
     _write_own(path, state, model.config, dtype)
 
 
-def load_statistics(path: Path, embedding: int | None = None) -> CodeStatistics:
-    """Mean and deviation of `latent.pkl`, for codes of length `embedding` if that is given.
+def load_statistics(path: Path, embedding: int) -> CodeStatistics:
+    """Mean and deviation of `latent.pkl`, for codes of length `embedding`.
 
     Raises:
         UserError: not such a file, or of codes of another length.
@@ -97,7 +96,7 @@ def load_statistics(path: Path, embedding: int | None = None) -> CodeStatistics:
     if not isinstance(found, Mapping) or set(found) != names:
         has = ", ".join(sorted(map(str, found))[:5]) if isinstance(found, Mapping) else type(found).__name__
         raise UserError(f"{path.name} holds {has}; expected {', '.join(sorted(names))} of a latent.pkl.")
-    statistics = _statistics(found, embedding or found["conds"].shape[-1], path)
+    statistics = _statistics(found, embedding, path)
     assert statistics is not None
     return statistics
 

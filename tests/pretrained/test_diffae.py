@@ -109,14 +109,14 @@ def test_the_checkpoint_without_a_prior_and_the_statistics_beside_it(tmp_path: P
     codes = torch.randn(10, 16)
     contents = {"conds": codes, "conds_mean": codes.mean(0), "conds_std": codes.std(0)}
     latents = saved(tmp_path / "latent.pkl", contents)
-    statistics = load_diffae(path, latents).statistics
+    statistics = load_diffae(path).statistics
     assert statistics is not None
     torch.testing.assert_close(statistics.mean, codes.mean(0, keepdim=True))
     assert statistics.std.shape == (1, 16)
     with pytest.raises(UserError, match="32 values expected"):
         load_statistics(latents, 32)
     with pytest.raises(UserError, match="conds_mean"):
-        load_statistics(saved(tmp_path / "other.pkl", {"conds": codes}))
+        load_statistics(saved(tmp_path / "other.pkl", {"conds": codes}), 16)
 
 
 def test_own_files_are_half_as_large_and_keep_the_architecture(tmp_path: Path) -> None:
