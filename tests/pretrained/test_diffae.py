@@ -207,7 +207,7 @@ def test_files_that_run_code_are_refused_unread(
         load_diffae(path)
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Malicious(), protocol=2))
     with pytest.raises(UserError, match="no PyTorch checkpoint"):
-        load_statistics(tmp_path / "plain.pkl")
+        load_statistics(tmp_path / "plain.pkl", 16)
     assert not (tmp_path / "should_not_exist").exists()
 
 
