@@ -1,6 +1,7 @@
 """Files that are whole or not there, archives without damage, and folders that can be written."""
 
 import os
+import sys
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -9,6 +10,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lightning_styles.errors import UserError
+
+
+def places(name: str) -> list[Path]:
+    """Where a file of the user may lie: as named and, for `configs/...`, among those that ship beside the package."""
+    given = Path(name).expanduser()
+    shipped = [Path(__file__).resolve().parent.parent, Path(sys.prefix) / "share" / "lightning_styles"]
+    return [given] + [root / given for root in shipped if given.parts[:1] == ("configs",)]
+
+
+def existing(name: str) -> Path:
+    """The file of the user, such as a style image, in the first of its `places`.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    found = next((place for place in places(name) if place.exists()), None)
+    if found is None:
+        raise UserError(f"There is no file {name}; put it there or give its path in the config.")
+    return found
 
 
 @contextmanager

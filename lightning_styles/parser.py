@@ -10,6 +10,7 @@ from jsonargparse import ActionConfigFile, Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_styles.errors import UserError
+from lightning_styles.files import places
 from lightning_styles.messages import hints, shorten
 
 MOST_VALUES = 100_000  # in one config file
@@ -24,13 +25,11 @@ def find_config(path: str) -> Path:
     Raises:
         UserError: when there is no such file.
     """
-    given = Path(path)
-    shipped = [Path(__file__).resolve().parent.parent, Path(sys.prefix) / "share" / "lightning_styles"]
-    places = [given] + [root / given for root in shipped if given.parts[:1] == ("configs",)]
-    for place in places:
+    given, possible = Path(path), places(path)
+    for place in possible:
         if place.is_file():
             return place
-    folder = next((place.parent for place in places if place.parent.is_dir()), None)
+    folder = next((place.parent for place in possible if place.parent.is_dir()), None)
     names = sorted(file.name for file in folder.glob("*.yaml")) if folder else []
     close = difflib.get_close_matches(given.name, names, n=1)
     hint = f"did you mean {given.parent / close[0]}?" if close else "check the path given with --config."

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_styles.errors import UserError
+from lightning_styles.files import existing
 
 
 class RequiredFile(NamedTuple):
@@ -52,14 +53,6 @@ def import_class(class_path: str) -> type:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"The class {class_path} cannot be imported: {error}.") from error
-
-
-def existing(name: str) -> Path:
-    """A file of the user's own, such as a style image."""
-    path = Path(name).expanduser()
-    if not path.exists():
-        raise UserError(f"There is no file {name}; put it there or give its path in the config.")
-    return path
 
 
 def required_files(config: dict[str, Any], command: str = "fit") -> list[RequiredFile]:

@@ -31,5 +31,5 @@ def test_every_shipped_file_matches_the_package_data(setuptools_table: dict[str,
 
 def test_every_config_folder_is_in_the_wheel(setuptools_table: dict[str, Any]) -> None:
     patterns = {pattern for patterns in setuptools_table["data-files"].values() for pattern in patterns}
-    folders = {file.parent.relative_to(ROOT) for file in (ROOT / "configs").rglob("*.yaml")}
-    assert {f"{folder.as_posix()}/*.yaml" for folder in folders} <= patterns
+    files = [file.relative_to(ROOT) for ending in ("yaml", "png") for file in (ROOT / "configs").rglob(f"*.{ending}")]
+    assert {f"{file.parent.as_posix()}/*{file.suffix}" for file in files} <= patterns

@@ -50,7 +50,7 @@ def pds_gradient(
     alpha_bar_t: Tensor,
     alpha_bar_prev: Tensor,
 ) -> Tensor:
-    """g = zeta_tgt - zeta_src, the difference of the stochastic latents (PDS, arXiv 2311.13831, eq. 13).
+    """g = zeta_tgt - zeta_src, the difference of the stochastic latents (PDS, arXiv 2311.13831, section 4).
 
     zeta = (x_prev - mu) / sigma_t with mu the mean of q(x_prev | x_t, x_0 hat). The noise at t and the
     independent noise at t_prev are shared by both branches and cancel, so neither is an argument; what is

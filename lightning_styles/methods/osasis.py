@@ -21,6 +21,7 @@ from lightning_styles.diffusion.half_way import Encoding, decoder_indices, pictu
 from lightning_styles.diffusion.respacing import Respaced
 from lightning_styles.diffusion.text_edit import TextEdit, move_code, text_loss
 from lightning_styles.errors import UserError, at_least, check_keys
+from lightning_styles.files import existing
 from lightning_styles.losses.clip_direction import ClipPreprocess, check_directions
 from lightning_styles.losses.osasis import WEIGHTS, Anchors, embedding_terms, picture_terms
 from lightning_styles.methods.twins import Twins, candidates_file
@@ -221,9 +222,9 @@ class OSASIS(StyleModule):
         """The file of I_A^style, made now if need be; beside it a sheet of all candidates, the best first."""
         h = self.hparams
         if h.twin_image:
-            return Path(h.twin_image)
+            return existing(h.twin_image)
         recipe = ("domain_model", "candidates", "resolution", "fit_to_square", "t0", "lpips", "perceptual", "seed")
-        return Twins(Path(h.cache), *(h[key] for key in recipe)).find(h.style_image, self.run_device)
+        return Twins(Path(h.cache), *(h[key] for key in recipe)).find(existing(h.style_image), self.run_device)
 
     def on_fit_start(self) -> None:
         h = self.hparams
@@ -231,11 +232,11 @@ class OSASIS(StyleModule):
             self._refuse_another_style()
         else:
             if h.trained:
-                take_trained(Path(h.trained), self.base(), self.B, self.spn)
+                take_trained(existing(h.trained), self.base(), self.B, self.spn)
             if self.trainer.is_global_zero:
                 self.find_twin()
             self.trainer.strategy.barrier()
-            files = (self.find_twin(), h.style_image)
+            files = (self.find_twin(), existing(h.style_image))
             self.pictures.copy_(torch.cat([open_square(file, h.resolution, h.fit_to_square) for file in files]))
         self.twin, self.style = self.pictures[:1], self.pictures[1:]
         self.e_twin, self.e_style = self.embed(self.twin), self.embed(self.style)
@@ -244,11 +245,10 @@ class OSASIS(StyleModule):
 
     def _refuse_another_style(self) -> None:
         """The picture of a checkpoint would win silently over that of the config."""
-        h, given = self.hparams, Path(self.hparams.style_image)
-        if given.exists():
-            style = open_square(given, h.resolution, h.fit_to_square).to(self.pictures[1:])
-            if (style - self.pictures[1:]).abs().mean() > 0.01:
-                raise UserError(f"the checkpoint was trained on another style picture than {given}; start a new run.")
+        h, given = self.hparams, existing(self.hparams.style_image)
+        style = open_square(given, h.resolution, h.fit_to_square).to(self.pictures[1:])
+        if (style - self.pictures[1:]).abs().mean() > 0.01:
+            raise UserError(f"the checkpoint was trained on another style picture than {given}; start a new run.")
 
     # ---- official checkpoints
 
@@ -258,8 +258,8 @@ class OSASIS(StyleModule):
             return
         if not h.trained:
             raise UserError("nothing is trained yet; give a run's checkpoint as --ckpt_path, or model.trained.")
-        take_trained(Path(h.trained), self.base(), self.B, self.spn)
-        self.pictures[1:] = open_square(h.style_image, h.resolution, h.fit_to_square)
+        take_trained(existing(h.trained), self.base(), self.B, self.spn)
+        self.pictures[1:] = open_square(existing(h.style_image), h.resolution, h.fit_to_square)
 
     on_validation_start = on_test_start = on_predict_start
 

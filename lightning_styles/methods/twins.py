@@ -43,7 +43,7 @@ class Twins:
     perceptual: str | None
     seed: int
 
-    def find(self, style_image: str, device: torch.device) -> Path:
+    def find(self, style_image: Path, device: torch.device) -> Path:
         """The file of the twin, made on `device` if there is none yet.
 
         Raises:
@@ -54,15 +54,15 @@ class Twins:
                 "the style picture needs a photorealistic twin: set model.domain_model or model.twin_image."
             )
         network = locate(self.domain_model, "guided-diffusion")
-        made_of = (fingerprint(Path(style_image)), fingerprint(network))
+        made_of = (fingerprint(style_image), fingerprint(network))
         recipe = (self.candidates, self.resolution, self.fit_to_square, self.t0, self.lpips, self.perceptual, self.seed)
-        name = f"{Path(style_image).stem}_{noise.number(*map(str, (*made_of, *recipe))):016x}.png"
+        name = f"{style_image.stem}_{noise.number(*map(str, (*made_of, *recipe))):016x}.png"
         if not (self.folder / name).exists():
             self._make(self.folder / name, network, style_image, device)
         return self.folder / name
 
     @torch.no_grad()
-    def _make(self, path: Path, network: Path, style_image: str, device: torch.device) -> None:
+    def _make(self, path: Path, network: Path, style_image: Path, device: torch.device) -> None:
         """Write the best candidate at `path`, and before it the sheet of all of them: where `path` is, both are."""
         style = open_square(style_image, self.resolution, self.fit_to_square).to(device)
         judge = load_distance(self.lpips, self.perceptual).to(device)
