@@ -15,33 +15,38 @@ from lightning_styles.pretrained.architecture import from_json
 from lightning_styles.pretrained.diffae import load_guided_unet, save_guided_unet
 from lightning_styles.pretraining.base import Pretraining
 
+T = 1000
+
 
 def p2_weight(alpha_bar: Tensor, k: float = 1.0, gamma: float = 1.0) -> Tensor:
     """1 / (k + SNR)^gamma with SNR = alpha_bar / (1 - alpha_bar) (arXiv 2204.00227, section 3.2): less for small t."""
     return (k + alpha_bar / (1 - alpha_bar)) ** -gamma
 
 
-def variance_bound(process: Respaced, t: Tensor, x_0: Tensor, x_0_hat: Tensor, v: Tensor) -> Tensor:
-    """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) in nats per dimension, for the variances that v interpolates.
+def variance_bound(alpha_bar: Tensor, t: Tensor, x_0: Tensor, x_0_hat: Tensor, v: Tensor, stride: int = 1) -> Tensor:
+    """KL(q(x_{t-d} | x_t, x_0) || p(x_{t-d} | x_t)) in nats per dimension, for the variances that v interpolates.
 
-    From arXiv 2102.09672, equations 4 and 15. Both means are posterior means, of x_0 and of its prediction. q has no
-    variance at t = 0; that of t = 1 stands in.
+    From arXiv 2102.09672, equations 4 and 15, for steps of d timesteps, as its section 4 samples. Both means are
+    posterior means, of x_0 and of its prediction. The last step, t < d, draws nothing and counts 0.
 
     Args:
-        process: all T training timesteps.
+        alpha_bar: (T,) float64 of all training timesteps.
         t: (B,) timesteps.
         x_0: (B, C, H, W).
         x_0_hat: predicted x_0; no gradient is meant to reach it.
         v: (B, C, H, W), in [-1, 1] between the smallest and the largest variance.
+        stride: d, timesteps of a step; single ones give v next to nothing to learn from, as both ends agree there.
     """
-    a, a_prev, beta = process.alpha_bar, process.alpha_bar_prev, process.betas
-    smallest = (beta * (1 - a_prev) / (1 - a)).clone()
-    smallest[0] = smallest[1]
-    low, high = (per_sample(table.log().float().to(x_0.device)[t], x_0) for table in (smallest, beta))
-    pull = per_sample((beta * a_prev.sqrt() / (1 - a)).float().to(x_0.device)[t], x_0)
+    a, a_prev = alpha_bar[t], alpha_bar[(t - stride).clamp(min=0)]
+    beta = (1 - a / a_prev).clamp(min=1e-8)
+    smallest = beta * (1 - a_prev) / (1 - a)
+    low, high, pull = (
+        per_sample(table.float(), x_0) for table in (smallest.log(), beta.log(), beta * a_prev.sqrt() / (1 - a))
+    )
     log_variance = (v + 1) / 2 * high + (1 - v) / 2 * low
     distance = (pull * (x_0 - x_0_hat)).square()
-    return (log_variance - low - 1 + (low - log_variance).exp() + distance * (-log_variance).exp()).mean() / 2
+    kl = (log_variance - low - 1 + (low - log_variance).exp() + distance * (-log_variance).exp()) / 2
+    return (kl * per_sample((t >= stride).float(), x_0)).mean()
 
 
 class GuidedDiffusionPretraining(Pretraining):
@@ -52,6 +57,7 @@ class GuidedDiffusionPretraining(Pretraining):
         architecture: fields of `GuidedConfig`.
         start: file of a network to go on from; its architecture may have another number of groups.
         weights: factors of the terms `noise` (P2-weighted) and `variance`.
+        stride: timesteps between the steps whose variances are learned; 1 in the paper, 1000 / steps to sample in few.
         lr: peak learning rate of AdamW.
         warmup: iterations of linear warm-up.
         preview_size: side of the sampled previews in px.
@@ -68,6 +74,7 @@ class GuidedDiffusionPretraining(Pretraining):
         architecture: dict[str, Any],
         weights: dict[str, float],
         start: str | None = None,
+        stride: int = 1,
         lr: float = 5e-4,
         warmup: int = 200,
         preview_size: int = 64,
@@ -82,19 +89,19 @@ class GuidedDiffusionPretraining(Pretraining):
         self.network = GuidedUNet(from_json(GuidedConfig, json.dumps(self.hparams.architecture)))
         if self.hparams.start:
             self.network.load_state_dict(load_guided_unet(Path(self.hparams.start)).state_dict())
-        self.process = Respaced.of(linear_betas(), range(1000))
+        self.alpha_bar = Respaced.of(linear_betas(T), range(T)).alpha_bar.to(self.run_device)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         x = batch["image"]
-        t = torch.randint(len(self.process), (len(x),), generator=self.generator("timestep")).to(x.device)
-        a = self.process.alpha_bar.float().to(x.device)[t]
+        t = torch.randint(T, (len(x),), generator=self.generator("timestep")).to(x.device)
+        a = self.alpha_bar[t].float()
         eps = self.randn_like(x, "noise")
         x_t = per_sample(a.sqrt(), x) * x + per_sample((1 - a).sqrt(), x) * eps
         eps_hat, v = self.network(x_t, t).float().chunk(2, dim=1)
         x_0_hat = (x_t - per_sample((1 - a).sqrt(), x) * eps_hat.detach()) / per_sample(a.sqrt(), x)
         losses = {
             "noise": (per_sample(p2_weight(a), x) * (eps_hat - eps).square()).mean(),
-            "variance": variance_bound(self.process, t, x, x_0_hat.clamp(-1, 1), v),
+            "variance": variance_bound(self.alpha_bar, t, x, x_0_hat.clamp(-1, 1), v, self.hparams.stride),
         }
         self.optimize("network", self.total_loss(losses, self.hparams.weights))
 

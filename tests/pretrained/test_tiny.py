@@ -2,11 +2,23 @@
 
 import hashlib
 import re
+from functools import partial
 
 import torch
 
+from lightning_styles.diffusion.ddim import decode, encode, sample_codes
+from lightning_styles.diffusion.respacing import (
+    Respaced,
+    constant_betas,
+    decode_indices,
+    encode_indices,
+    even_timesteps,
+    linear_betas,
+)
+from lightning_styles.diffusion.twin import twin_candidates
 from lightning_styles.pretrained import TINY, locate
 from lightning_styles.pretrained.clip import load_clip
+from lightning_styles.pretrained.diffae import frozen_diffae, load_guided_unet
 from lightning_styles.pretrained.networks import load_identity, load_perceptual
 
 
@@ -66,3 +78,42 @@ def test_clip_knows_captions_and_the_direction_of_a_style() -> None:
     directions = torch.nn.functional.normalize(cartoon - photo, dim=-1)
     between = (directions @ directions.T)[~torch.eye(24, dtype=torch.bool)]
     assert between.mean() > 0.5
+
+
+def test_the_autoencoder_gives_held_out_portraits_back_and_draws_people_of_its_own() -> None:
+    from datamodules import scenes
+
+    loaded = frozen_diffae("tiny/diffae")
+    A, statistics = loaded.model, loaded.statistics
+    assert A.latent_net is not None
+    assert statistics is not None
+    photo = scenes.render(scenes.sample_scenes(1, range(4)), "photo", 64)
+    process, noise = Respaced.of(linear_betas(), even_timesteps(20)), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        z = A.encoder(photo)
+        x = encode(partial(A, z=z), photo, process, encode_indices(20, 0.5))
+        back = decode(partial(A, z=z), x, process, decode_indices(20, 0.5))
+        codes = torch.randn(8, A.config.embedding, generator=noise)
+        prior = Respaced.of(constant_betas(), even_timesteps(20))
+        drawn = sample_codes(A.latent_net, codes, prior, statistics.mean, statistics.std)
+        people = decode(partial(A, z=drawn), torch.randn(8, 3, 64, 64, generator=noise), process, reversed(range(20)))
+    assert (back - photo).abs().mean() < 0.06  # the other portraits are at 0.5
+    clip = load_clip("tiny/clip")
+    styles = clip.text(["a photo of a person", "a landscape photo", "pixel art of a cat"])
+    seen = torch.cosine_similarity(clip.model.encode_image(people)[:, None], styles[None], dim=-1)
+    assert (seen.argmax(1) == 0).float().mean() >= 0.75
+    assert people.std(0).mean() > 0.2  # not one and the same
+
+
+def test_p2_makes_a_photo_of_a_cartoon() -> None:
+    from datamodules import scenes
+
+    drawn = scenes.sample_scenes(7, [12])
+    cartoon, photo = (scenes.render(drawn, style, 64) for style in ("cartoon", "photo"))
+    twins = torch.cat(list(twin_candidates(load_guided_unet(locate("tiny/p2", "guided-diffusion")), cartoon, 4)))
+    clip = load_clip("tiny/clip")
+    with torch.no_grad():
+        direction = clip.model.encode_image(photo) - clip.model.encode_image(cartoon)
+        moved = clip.model.encode_image(twins) - clip.model.encode_image(cartoon)
+    assert torch.cosine_similarity(moved, direction).min() > 0.3
+    assert (twins - cartoon).abs().mean() < 0.3
