@@ -25,5 +25,6 @@ class Checkpoints(ModelCheckpoint):
         if self._last_global_step_saved != trainer.global_step and self.dirpath is not None:
             path = str(Path(self.dirpath) / "last.ckpt")
             trainer.save_checkpoint(path)
-            self.last_model_path = self.best_model_path = path
+            self.best_model_path = path
             self._last_global_step_saved = trainer.global_step
+        self.last_model_path = self.best_model_path

@@ -78,9 +78,10 @@ def users_mistake(error: BaseException | None) -> UserError | FileNotFoundError 
 
 
 class ConfigFile(ActionConfigFile):
-    """`--config`: a list in a later file replaces the earlier list with nothing left of the old entries.
+    """`--config`: what a later file does to an earlier one.
 
-    Left alone, an entry of the same class at the same place would keep the first file's init_args.
+    A list replaces the earlier list with nothing left of the old entries: left alone, an entry of the same class at
+    the same place would keep the first file's init_args. `vars` keep those that the later file does not name.
     """
 
     @staticmethod
@@ -90,7 +91,10 @@ class ConfigFile(ActionConfigFile):
         for key, entry in trainer.items() if isinstance(trainer, dict) else ():
             if isinstance(entry, list) and cfg.get(f"trainer.{key}"):
                 cfg[f"trainer.{key}"] = None
+        before = cfg.get("vars")
         ActionConfigFile.apply_config(parser, cfg, dest, str(find_config(value)))
+        if before and isinstance(content.get("vars"), dict):
+            cfg["vars"] = {**before, **cfg["vars"]}
 
 
 class StylesParser(LightningArgumentParser):

@@ -62,6 +62,12 @@ def test_a_later_file_changes_what_refers_to_its_variables() -> None:
     assert config["trainer"]["max_steps"] == 8
 
 
+def test_a_later_file_keeps_the_variables_that_it_does_not_name() -> None:
+    config = parse_only(toy("--config", write("two.yaml", {"vars": {"lr": 0.125, "new": [1, 2]}})))
+    assert config["vars"] == {"lr": 0.125, "n": 4, "new": [1, 2]}
+    assert config["trainer"]["max_steps"] == 4
+
+
 def test_a_later_list_of_callbacks_keeps_nothing_of_the_earlier() -> None:
     entry = {"class_path": "tests.toys.Greeter", "init_args": {"message": "second"}}
     config = parse_only(toy("--config", write("two.yaml", {"trainer": {"callbacks": [entry]}})))

@@ -106,8 +106,10 @@ def test_another_config_lies_under_the_settings_of_the_rows() -> None:
     assert runs() == [2.0, 0.25]
 
 
-def test_rows_that_train_first_are_tested_on_what_they_learned() -> None:
-    trainer = BASE["trainer"] | {"max_steps": 60, "callbacks": [{"class_path": "callbacks.Checkpoints"}]}
+@pytest.mark.parametrize("every", [20, 100])
+def test_rows_that_train_first_are_tested_on_what_they_learned(every: int) -> None:
+    checkpoints = {"class_path": "callbacks.Checkpoints", "init_args": {"every_n_iterations": every}}
+    trainer = BASE["trainer"] | {"max_steps": 60, "callbacks": [checkpoints]}
     write("toy.yaml", BASE | {"trainer": trainer})
     write("table.yaml", COMPARISON | {"fit": True, "rows": {"trained": {}, "fresh": {"fit": False}}})
     flags = ["--seed_everything", "0", "--model.init_args.learning_rate", "0.05"]

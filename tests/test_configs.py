@@ -15,6 +15,7 @@ import yaml
 
 from lightning_styles.__main__ import main
 from lightning_styles.cli import parse_only
+from lightning_styles.files import existing
 from lightning_styles.pretrained import locate, registry
 from lightning_styles.required_files import class_paths, import_class
 
@@ -78,7 +79,8 @@ def test_weights_of_the_tiny_configs_ship_with_the_package(name: str, monkeypatc
     model = parse_only(["fit", "--config", name])["model"]
     named = import_class(model["class_path"]).required_models(model["init_args"])  # type: ignore[attr-defined]
     package = Path(importlib.import_module("lightning_styles").__file__ or "").parent
-    assert [weight for weight, kind in named if package not in locate(weight, kind).parents] == []
+    assert [weight for weight, kind in named if kind != "file" and package not in locate(weight, kind).parents] == []
+    assert [file for file, kind in named if kind == "file" and not existing(file).is_file()] == []
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -86,9 +88,12 @@ def test_an_overlay_changes_what_it_names_over_the_config_of_its_header(name: st
     text = (ROOT / name).read_text("utf-8")
     base, last = re.findall(r"--config (\S+)", text)
     assert last == name
-    layered, alone = parse_only(["fit", "--config", base, "--config", name]), parse_only(["fit", "--config", base])
+    overlay = yaml.safe_load(text)
+    variables = [word for key, value in overlay["vars"].items() for word in (f"--vars.{key}", value)]
+    layered = parse_only(["fit", "--config", base, "--config", name])
+    alone = parse_only(["fit", "--config", base, *variables])
     for key in ("model", "data"):
-        changes = yaml.safe_load(text)[key]["init_args"]
+        changes = overlay.get(key, {}).get("init_args", {})
         assert layered[key]["class_path"] == alone[key]["class_path"]
         assert {**alone[key]["init_args"], **changes} == dict(layered[key]["init_args"])
         assert [name for name, value in changes.items() if alone[key]["init_args"][name] == value] == []
