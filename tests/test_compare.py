@@ -1,6 +1,7 @@
 """compare: rows of a table, each run once."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from torch import Tensor
 
+from callbacks.interruption import Interrupted
 from lightning_styles.__main__ import main
 from lightning_styles.commands.compare import listed, merged, nested, read_rows
 from lightning_styles.errors import UserError
@@ -98,6 +100,26 @@ def test_finished_rows_run_again_only_when_something_changed() -> None:
     assert runs() == [0.5, 0.25, 0.75]
     assert main([*command, "--fresh"]) == 0
     assert runs() == [0.5, 0.25, 0.75, 0.75, 0.25]
+
+
+class Stopped(Scored):
+    """Is asked to stop in its first batch."""
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        raise Interrupted(signal.SIGTERM, 0, None)
+
+
+def test_a_signal_ends_the_comparison_and_no_row_counts_as_failed() -> None:
+    stopped = {"model": {"class_path": "tests.test_compare.Stopped", "init_args": {"learning_rate": 0.5}}}
+    write("table.yaml", COMPARISON | {"rows": {"a": {}, "stopped": stopped, "b": {}}})
+    assert main(["compare", "table.yaml"]) == 143
+    assert runs() == [0.5]
+    rows = json.loads(Path("runs/table/table.json").read_text())["rows"]
+    assert [(row["name"], "metrics" in row, "error" in row) for row in rows] == [
+        ("a", True, False),
+        ("stopped", False, False),
+        ("b", False, False),
+    ]
 
 
 def test_another_config_lies_under_the_settings_of_the_rows() -> None:

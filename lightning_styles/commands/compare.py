@@ -202,6 +202,7 @@ def measure(row: Row) -> Result:
 
     import torch
 
+    from callbacks.interruption import Interrupted
     from lightning_styles.cli import StylesCLI
     from lightning_styles.console import readable
 
@@ -211,6 +212,8 @@ def measure(row: Row) -> Result:
         cli = readable(StylesCLI, ["test", *row.arguments, *trained])
     except (UserError, FileNotFoundError) as error:
         return {"error": str(error)}
+    except Interrupted:  # ends the whole comparison, not this row alone
+        raise
     except SystemExit:
         return {"error": "the settings cannot be read, see the error above"}
     except Exception as error:  # one row must not take the others with it
