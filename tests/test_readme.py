@@ -172,3 +172,16 @@ def test_readme_is_short_and_plain() -> None:
     assert README.startswith("# lightning_styles\n")
     assert README.count("\n") <= 250
     assert README.isascii()
+
+
+def test_the_results_page_names_comparisons_and_pictures_that_exist() -> None:
+    text = (ROOT / "docs" / "results.md").read_text("utf-8")
+    commands = re.findall(r"^python -m lightning_styles compare (.*?)$", text.replace("\\\n", " "), re.MULTILINE)
+    for command in commands:
+        options, flags = compare.parser().parse_known_args(shlex.split(command))
+        assert flags == []
+        assert [file for file in options.config if not (ROOT / file).is_file()] == []
+        rows = compare.read_rows(ROOT / options.comparison, Path("out"), flags, options.config)
+        assert [row.label for row in rows if f"| {row.label} |" not in text.replace("**", "")] == []
+    assert len(commands) == 4
+    assert [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not (ROOT / "docs" / link).exists()] == []
