@@ -30,7 +30,7 @@ def variance_bound(alpha_bar: Tensor, t: Tensor, x_0: Tensor, x_0_hat: Tensor, v
     posterior means, of x_0 and of its prediction. The last step, t < d, draws nothing and counts 0.
 
     Args:
-        alpha_bar: (T,) float64 of all training timesteps.
+        alpha_bar: (T,) of all training timesteps.
         t: (B,) timesteps.
         x_0: (B, C, H, W).
         x_0_hat: predicted x_0; no gradient is meant to reach it.
@@ -40,9 +40,7 @@ def variance_bound(alpha_bar: Tensor, t: Tensor, x_0: Tensor, x_0_hat: Tensor, v
     a, a_prev = alpha_bar[t], alpha_bar[(t - stride).clamp(min=0)]
     beta = (1 - a / a_prev).clamp(min=1e-8)
     smallest = beta * (1 - a_prev) / (1 - a)
-    low, high, pull = (
-        per_sample(table.float(), x_0) for table in (smallest.log(), beta.log(), beta * a_prev.sqrt() / (1 - a))
-    )
+    low, high, pull = (per_sample(table, x_0) for table in (smallest.log(), beta.log(), beta * a_prev.sqrt() / (1 - a)))
     log_variance = (v + 1) / 2 * high + (1 - v) / 2 * low
     distance = (pull * (x_0 - x_0_hat)).square()
     kl = (log_variance - low - 1 + (low - log_variance).exp() + distance * (-log_variance).exp()) / 2
@@ -89,12 +87,12 @@ class GuidedDiffusionPretraining(Pretraining):
         self.network = GuidedUNet(from_json(GuidedConfig, json.dumps(self.hparams.architecture)))
         if self.hparams.start:
             self.network.load_state_dict(load_guided_unet(Path(self.hparams.start)).state_dict())
-        self.alpha_bar = Respaced.of(linear_betas(T), range(T)).alpha_bar.to(self.run_device)
+        self.alpha_bar = Respaced.of(linear_betas(T), range(T)).alpha_bar.float().to(self.run_device)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         x = batch["image"]
         t = torch.randint(T, (len(x),), generator=self.generator("timestep")).to(x.device)
-        a = self.alpha_bar[t].float()
+        a = self.alpha_bar[t]
         eps = self.randn_like(x, "noise")
         x_t = per_sample(a.sqrt(), x) * x + per_sample((1 - a).sqrt(), x) * eps
         eps_hat, v = self.network(x_t, t).float().chunk(2, dim=1)

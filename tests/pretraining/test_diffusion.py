@@ -43,7 +43,7 @@ def test_errors_count_in_x_0_where_noise_prevails() -> None:
 
 @pytest.mark.parametrize("stride", [1, 20])
 def test_the_bound_is_zero_for_the_true_posterior_and_grows_either_way(stride: int) -> None:
-    alpha_bar, t = Respaced.of(linear_betas(), range(1000)).alpha_bar, torch.tensor([0, stride, 400, 999])
+    alpha_bar, t = Respaced.of(linear_betas(), range(1000)).alpha_bar.float(), torch.tensor([0, stride, 400, 999])
     x, lowest = torch.rand(4, 3, 2, 2) * 2 - 1, -torch.ones(4, 3, 2, 2)
     bound = partial(variance_bound, alpha_bar, t, x, stride=stride)
     assert bound(x, lowest).item() == pytest.approx(0, abs=1e-6)
