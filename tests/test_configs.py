@@ -18,13 +18,8 @@ from lightning_styles.cli import parse_only
 from lightning_styles.files import existing
 from lightning_styles.pretrained import locate, registry
 from lightning_styles.required_files import class_paths, import_class
+from tests.shipped import CONFIGS, FILES, OVERLAYS, ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-FILES = sorted(
-    str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml") if not path.name.startswith("compare_")
-)
-CONFIGS = [name for name in FILES if "class_path" in (ROOT / name).read_text("utf-8")]
-OVERLAYS = [name for name in FILES if name not in CONFIGS]  # settings to layer over one of CONFIGS
 SMS = [name for name in CONFIGS if "sms" in name]
 
 

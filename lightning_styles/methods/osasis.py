@@ -21,7 +21,7 @@ from lightning_styles.diffusion.half_way import Encoding, decoder_indices, pictu
 from lightning_styles.diffusion.respacing import Respaced
 from lightning_styles.diffusion.text_edit import TextEdit, move_code, text_loss
 from lightning_styles.errors import UserError, at_least, check_keys
-from lightning_styles.files import existing
+from lightning_styles.files import existing, places
 from lightning_styles.losses.clip_direction import ClipPreprocess, check_directions
 from lightning_styles.losses.osasis import WEIGHTS, Anchors, embedding_terms, picture_terms
 from lightning_styles.methods.twins import Twins, candidates_file
@@ -245,10 +245,12 @@ class OSASIS(StyleModule):
 
     def _refuse_another_style(self) -> None:
         """The picture of a checkpoint would win silently over that of the config."""
-        h, given = self.hparams, existing(self.hparams.style_image)
-        style = open_square(given, h.resolution, h.fit_to_square).to(self.pictures[1:])
-        if (style - self.pictures[1:]).abs().mean() > 0.01:
-            raise UserError(f"the checkpoint was trained on another style picture than {given}; start a new run.")
+        h = self.hparams
+        given = next(filter(Path.exists, places(h.style_image)), None)
+        if given is not None:
+            style = open_square(given, h.resolution, h.fit_to_square).to(self.pictures[1:])
+            if (style - self.pictures[1:]).abs().mean() > 0.01:
+                raise UserError(f"the checkpoint was trained on another style picture than {given}; start a new run.")
 
     # ---- official checkpoints
 

@@ -95,7 +95,7 @@ def test_convert_writes_the_official_file(
         ({"spn": "plain"}, "was trained with model.spn time, not plain"),
         ({"diffae": "other"}, "was trained on another autoencoder"),
         ({"trained": None}, "nothing is trained yet"),
-        ({"trained": "nowhere.pt"}, "No file at nowhere.pt"),
+        ({"trained": "nowhere.pt"}, "There is no file nowhere.pt"),
     ],
     ids=str,
 )

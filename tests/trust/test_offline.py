@@ -18,12 +18,9 @@ from lightning_styles.errors import UserError
 from lightning_styles.pretrained import locate, registry
 from lightning_styles.required_files import required_files
 from tests.offline.sitecustomize import attempts
+from tests.shipped import CONFIGS
 
 REFUSED = "there is no network in the tests"
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted(
-    str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml") if not path.name.startswith("compare_")
-)
 Checked = Callable[[str], tuple[int, list[str]]]
 
 
