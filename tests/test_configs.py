@@ -84,7 +84,7 @@ def test_an_overlay_changes_what_it_names_over_the_config_of_its_header(name: st
     base, last = re.findall(r"--config (\S+)", text)
     assert last == name
     overlay = yaml.safe_load(text)
-    variables = [word for key, value in overlay["vars"].items() for word in (f"--vars.{key}", value)]
+    variables = [word for key, value in overlay.get("vars", {}).items() for word in (f"--vars.{key}", value)]
     layered = parse_only(["fit", "--config", base, "--config", name])
     alone = parse_only(["fit", "--config", base, *variables])
     for key in ("model", "data"):
