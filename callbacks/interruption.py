@@ -32,6 +32,10 @@ class Interrupted(SystemExit):
         self.iterations = iterations
         self.checkpoint = checkpoint
 
+    def __reduce__(self) -> tuple[type["Interrupted"], tuple[int, int, Path | None]]:
+        """Whole across processes: `compare --processes` hears of it from a worker."""
+        return Interrupted, (self.signal, self.iterations, self.checkpoint)
+
 
 class Interruption(Checkpoint):
     """Ends `fit` at the end of the iteration in which SIGINT, SIGTERM or SIGUSR1 arrives, after saving `last.ckpt`.

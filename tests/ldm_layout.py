@@ -5,7 +5,6 @@ from pathlib import Path
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
-from torch import Tensor
 from transformers import CLIPTextModel
 
 RESNET = {
@@ -67,8 +66,8 @@ def vae_key(key: str, levels: int) -> str:
     return key.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
 
 
-def write_single_file(folder: Path, path: Path) -> dict[str, Tensor]:
-    """Write the base in `folder` as one file; also return its tensors."""
+def write_single_file(folder: Path, path: Path) -> None:
+    """Write the base in `folder` as one file."""
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
     text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder")
@@ -82,6 +81,4 @@ def write_single_file(folder: Path, path: Path) -> dict[str, Tensor]:
         state[f"first_stage_model.{name}"] = value[..., None, None] if square else value
     for key, value in text.state_dict().items():
         state[f"cond_stage_model.transformer.text_model.{key.removeprefix('text_model.')}"] = value
-    state = {key: value.contiguous() for key, value in state.items()}
-    save_file(state, path)
-    return state
+    save_file({key: value.contiguous() for key, value in state.items()}, path)
