@@ -43,6 +43,21 @@ class Micro:
         return self._once("other", write_base, seed=1)
 
     @cached_property
+    def base_xl(self) -> str:
+        """A base model in the layout of SDXL."""
+        return self._once("base_xl", write_base_xl, seed=0)
+
+    @cached_property
+    def other_xl(self) -> str:
+        """An SDXL with the same shapes and other weights."""
+        return self._once("other_xl", write_base_xl, seed=1)
+
+    @cached_property
+    def lora_xl(self) -> str:
+        """A style LoRA for the UNet of `base_xl`, kohya layout, rank 4, alpha 2."""
+        return self._once("lora_xl.safetensors", write_lora, unet=make_unet_xl)
+
+    @cached_property
     def lora(self) -> str:
         """A style LoRA for the UNet, kohya layout, rank 4, alpha 2."""
         return self._once("lora.safetensors", write_lora)
@@ -94,24 +109,34 @@ def make_vae() -> Any:
     )
 
 
+def make_unet_xl(widths: Sequence[int] = (16, 32), heads: int = 2, text_width: int = 24, pooled: int = 8) -> Any:
+    """A UNet in the architecture of SDXL: no attention at the first resolution, one block more at each of the others."""
+    from diffusers import UNet2DConditionModel
+
+    levels = len(widths) - 1
+    return UNet2DConditionModel(
+        sample_size=16,
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels + ("UpBlock2D",),
+        block_out_channels=tuple(widths),
+        layers_per_block=1,
+        transformer_layers_per_block=tuple(range(1, levels + 2)),
+        cross_attention_dim=text_width,
+        attention_head_dim=heads,
+        norm_num_groups=8,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + pooled,
+    )
+
+
 def write_base(folder: Path, seed: int) -> str:
     """Write a base model with random weights of `seed`."""
     from diffusers import DDIMScheduler
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel
 
-    train_clip_tokenizer(CAPTIONS, folder / "tokenizer", vocabulary=40, length=12)
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=12,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    config = write_tokenizer(folder / "tokenizer", WIDTH)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         make_unet().save_pretrained(folder / "unet")
@@ -121,16 +146,57 @@ def write_base(folder: Path, seed: int) -> str:
     return str(folder)
 
 
-def write_lora(file: Path, rank: int = 4, alpha: float = 2.0, text: bool = False) -> str:
-    """Write a LoRA with random weights on the UNet's attention, with `text` on the text encoder too."""
+def write_base_xl(folder: Path, seed: int) -> str:
+    """Write an SDXL with random weights of `seed`; text of width 16 + 8."""
+    from diffusers import EulerDiscreteScheduler
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    config, second = write_tokenizer(folder / "tokenizer", 16, 2), write_tokenizer(folder / "tokenizer_2", 8, 2)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        make_unet_xl().save_pretrained(folder / "unet")
+        make_vae().save_pretrained(folder / "vae")
+        CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+        CLIPTextModelWithProjection(second).save_pretrained(folder / "text_encoder_2")
+    EulerDiscreteScheduler(**{k: v for k, v in SCHEDULER.items() if k in XL_KEYS}).save_pretrained(folder / "scheduler")
+    return str(folder)
+
+
+XL_KEYS = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "steps_offset")
+
+
+def write_tokenizer(folder: Path, width: int, layers: int = 1) -> Any:
+    """Write a tokenizer and return the architecture of a text encoder for it."""
+    from transformers import CLIPTextConfig, CLIPTokenizer
+
+    train_clip_tokenizer(CAPTIONS, folder, vocabulary=40, length=12)
+    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def write_lora(
+    file: Path, rank: int = 4, alpha: float = 2.0, text: bool = False, unet: Callable[[], Any] = make_unet
+) -> str:
+    """Write a LoRA with random weights on the attention of a UNet, with `text` on the text encoder too."""
     from safetensors.torch import load_file, save_file
 
-    unet = make_unet()
-    add_lora(unet, NAME, rank, alpha, ["to_q", "to_k", "to_v", "to_out.0"])
+    network = unet()
+    add_lora(network, NAME, rank, alpha, ["to_q", "to_k", "to_v", "to_out.0"])
     generator = torch.Generator().manual_seed(2)
-    for parameter in adapter_parameters(unet, NAME).values():
+    for parameter in adapter_parameters(network, NAME).values():
         parameter.data = torch.randn(parameter.shape, generator=generator)
-    save_lora(unet, file, "kohya")
+    save_lora(network, file, "kohya")
     if text:
         down, up = torch.randn(rank, WIDTH, generator=generator), torch.randn(WIDTH, rank, generator=generator)
         layer = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(alpha)}

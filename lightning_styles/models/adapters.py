@@ -1,8 +1,8 @@
 """Named LoRA adapters in one frozen UNet (arXiv 2106.09685), and which of them each row of a batch takes.
 
 One UNet serves as style model, real model and fake score at once: `routed(unet, ["style", "fake", None])`
-sends row 0 through the adapter "style", row 1 through "fake" and row 2 through the frozen base. The PEFT
-setters (`set_adapter`, `disable_adapters`) are not used for that, because they also flip requires_grad: an
+sends row 0 through the adapter "style", row 1 through "fake" and row 2 through the frozen base; a row may also take
+several adapters at their own strengths, `(("content", 1.0), ("style", 0.4))`. The PEFT setters (`set_adapter`, `disable_adapters`) are not used for that, because they also flip requires_grad: an
 adapter switched off between its forward and its backward would silently get no gradient.
 """
 
@@ -19,7 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_styles.errors import UserError
 
-Names = str | None | Sequence[str | None]
+Mix = tuple[tuple[str, float], ...]  # adapters and their strengths
+Entry = str | Mix | None
+Names = Entry | Sequence[Entry]
 
 
 def add_lora(
@@ -134,8 +136,9 @@ class Route:
 
     def __init__(self) -> None:
         self.adapters: set[str] = set()  # those known when the hooks were last installed
-        self.names: Names = None
+        self.entries: list[Entry] = [None]
         self.active = False
+        self.products = Products()
 
     def install(self, unet: nn.Module) -> None:
         """Put the hooks on layers that do not carry them yet."""
@@ -150,34 +153,80 @@ class Route:
         """Ask the layer for its base output; PEFT checks here that the route is as long as the batch."""
         if not self.active:
             return None
-        rows = len(args[0]) if self.names is None or isinstance(self.names, str) else len(self.names)
+        rows = len(args[0]) if len(self.entries) == 1 else len(self.entries)
         return args, kwargs | {"adapter_names": ["__base__"] * rows}
 
     def after(self, layer: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        """Add scaling * B A x to the rows of every adapter."""
+        """Add strength * scaling * B A x to the rows of every adapter."""
         if not self.active:
             return None
         x = args[0]
-        for name, rows in self.slices():
+        for name, strength, rows in self.slices():
             if name not in layer.lora_A:
-                continue  # the base, or an adapter that does not reach this layer
+                continue  # an adapter that does not reach this layer
             A, B = layer.lora_A[name], layer.lora_B[name]
-            delta = (B(A(layer.lora_dropout[name](x[rows].to(A.weight.dtype)))) * layer.scaling[name]).to(output.dtype)
+            down = self.products.of(A, x, rows) if not A.weight.requires_grad else None
+            if down is None:
+                down = A(layer.lora_dropout[name](x[rows].to(A.weight.dtype)))
+            delta = (B(down) * (strength * layer.scaling[name])).to(output.dtype)
             if rows == slice(None):
-                return output + delta
-            output[rows] += delta
+                output = output + delta
+            else:
+                output[rows] += delta
         return output
 
-    def slices(self) -> list[tuple[str | None, slice]]:
-        """Runs of equal names as slices of the batch."""
-        if self.names is None or isinstance(self.names, str):
-            return [(self.names, slice(None))]
-        runs, start = [], 0
-        for name, run in groupby(self.names):
+    def slices(self) -> Iterator[tuple[str, float, slice]]:
+        """Adapter, strength and slice of the batch, for each run of equal entries."""
+        start = 0
+        for entry, run in groupby(self.entries):
             stop = start + len(list(run))
-            runs.append((name, slice(start, stop)))
+            rows = slice(None) if stop - start == len(self.entries) else slice(start, stop)
+            for name, strength in mix_of(entry):
+                yield name, strength, rows
             start = stop
-        return [(runs[0][0], slice(None))] if len(runs) == 1 else runs
+
+
+class Products:
+    """A x of frozen matrices A for the last few inputs x.
+
+    The queries, keys and values of a self-attention see one input, the keys and values of every cross-attention one
+    text. Where their layers also hold one matrix A, as in PairCustomization, the product is the same.
+    """
+
+    KEPT = 6  # inputs; the text comes back after the four others of a transformer block
+
+    def __init__(self) -> None:
+        self.known: dict[int, tuple[Tensor, dict[Any, Tensor]]] = {}  # by id, which the kept tensor keeps its own
+
+    def of(self, A: nn.Linear, x: Tensor, rows: slice) -> Tensor:
+        """A x[rows]."""
+        known, products = self.known.pop(id(x), (x, {}))
+        self.known[id(x)] = known, products
+        if len(self.known) > self.KEPT:
+            del self.known[next(iter(self.known))]
+        key = id(A.weight), rows.start, rows.stop, torch.is_grad_enabled(), torch.is_autocast_enabled(x.device.type)
+        if key not in products:
+            products[key] = A(x[rows].to(A.weight.dtype))
+        return products[key]
+
+    def forget(self) -> None:
+        """Drop everything."""
+        self.known.clear()
+
+
+def mix_of(entry: Entry) -> Mix:
+    """Adapters and strengths of an entry of a route."""
+    if entry is None:
+        return ()
+    return ((entry, 1.0),) if isinstance(entry, str) else entry
+
+
+def entries_of(names: Names) -> list[Entry]:
+    """The entry of each row; one alone is for all rows."""
+    alone = names is None or isinstance(names, str)
+    is_mix = isinstance(names, tuple) and all(isinstance(part, tuple) and len(part) == 2 for part in names)
+    is_mix = is_mix and all(isinstance(part[1], int | float) for part in names)  # type: ignore[index]
+    return [names] if alone or is_mix else list(names)  # type: ignore[arg-type,list-item]
 
 
 def route_of(unet: nn.Module) -> Route:
@@ -200,22 +249,22 @@ def routed(unet: nn.Module, names: Names) -> Iterator[None]:
 
     Args:
         unet: a diffusers model with adapters.
-        names: one name for each row, or one for all rows.
+        names: for each row, or one for all rows: an adapter, None, or several as ((name, strength), ...).
 
     Raises:
         ValueError: an unknown adapter, or (from the forward) another number of rows.
     """
-    route = route_of(unet)
-    unknown = {names} if names is None or isinstance(names, str) else set(names)
-    unknown -= {None} | route.adapters
+    route, entries = route_of(unet), entries_of(names)
+    unknown = {name for entry in entries for name, _ in mix_of(entry)} - route.adapters
     if unknown:
-        raise ValueError(f"no adapter {sorted(map(str, unknown))}; adapters of this model: {sorted(route.adapters)}")
-    before = route.names, route.active
-    route.names, route.active = names, True
+        raise ValueError(f"no adapter {sorted(unknown)}; adapters of this model: {sorted(route.adapters)}")
+    before = route.entries, route.active
+    route.entries, route.active = entries, True
     try:
         yield
     finally:
-        route.names, route.active = before
+        route.entries, route.active = before
+        route.products.forget()
 
 
 def enable_gradient_checkpointing(unet: nn.Module) -> None:
@@ -223,10 +272,10 @@ def enable_gradient_checkpointing(unet: nn.Module) -> None:
 
     def run(module: nn.Module, *args: Any) -> Any:
         route = route_of(unet)
-        names, active = route.names, route.active
+        entries, active = route.entries, route.active
 
         def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-            return nullcontext(), routed(unet, names) if active else nullcontext()
+            return nullcontext(), routed(unet, entries) if active else nullcontext()
 
         return checkpoint(module, *args, use_reentrant=False, context_fn=contexts)
 

@@ -27,6 +27,11 @@ HUB_FILES: dict[str, dict[str, tuple[str, ...]]] = {
         "scheduler": ("scheduler_config.json",),
     },
     "clip": {"": ("open_clip_config.json", "open_clip_model.safetensors")},
+    "vae": {"": ("config.json", "diffusion_pytorch_model.safetensors")},
+}
+HUB_FILES["stable-diffusion-xl"] = HUB_FILES["stable-diffusion"] | {
+    "text_encoder_2": ("config.json", "model.safetensors"),
+    "tokenizer_2": ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
 }
 
 
@@ -55,7 +60,7 @@ def locate(name: str, kind: str) -> Path:
         if candidate.exists():
             _check_content(candidate, name, entry)
             return candidate
-    found = _from_hub(entry["hub"], kind) if "hub" in entry else None
+    found = _from_hub(entry) if "hub" in entry else None
     if found is None:
         raise UserError(_how_to_provide(name, entry))
     return found
@@ -83,16 +88,20 @@ def _check_content(path: Path, name: str, entry: dict[str, Any]) -> None:
         )
 
 
-def _from_hub(repository: str, kind: str) -> Path | None:
-    """The snapshot of `repository` from the cache, else from the hub unless that is off or out of reach."""
+def _hub_files(entry: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """What an entry of the registry needs of its repository: that of its kind, or of the `layout` that it names."""
+    return HUB_FILES[entry.get("layout", entry["kind"])]
+
+
+def _from_hub(entry: dict[str, Any]) -> Path | None:
+    """The snapshot of a repository from the cache, else from the hub unless that is off or out of reach."""
     from huggingface_hub import snapshot_download
 
-    folders = HUB_FILES[kind]
-    files = [f"{folder}/{name}".lstrip("/") for folder, names in folders.items() for name in names]
+    files = [f"{folder}/{name}".lstrip("/") for folder, names in _hub_files(entry).items() for name in names]
     for local_files_only in (True, False):
         try:
             found = snapshot_download(
-                repository, allow_patterns=files, local_files_only=local_files_only, etag_timeout=5
+                entry["hub"], allow_patterns=files, local_files_only=local_files_only, etag_timeout=5
             )
         except Exception:  # the hub raises one class per cause; every one means: not from here
             continue
@@ -125,7 +134,7 @@ def _how_to_provide(name: str, entry: dict[str, Any]) -> str:
     size = f"{entry['size']}, " if "size" in entry else ""
     what = f"{entry['kind']} {name!r} is not on this machine ({size}{entry['licence']}). "
     if "hub" in entry:
-        files = " ".join(_shell_word(folder, names) for folder, names in HUB_FILES[entry["kind"]].items())
+        files = " ".join(_shell_word(folder, names) for folder, names in _hub_files(entry).items())
         get = f"hf download {entry['hub']} {files} --local-dir {target}"
         return f"{what}Source: {_source(entry)}. With a network it is downloaded by itself; by hand: {get}"
     if "package" in entry:

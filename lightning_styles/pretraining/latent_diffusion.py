@@ -85,15 +85,26 @@ class LatentDiffusionPretraining(Pretraining):
     def configure_model(self) -> None:
         if hasattr(self, "unet"):
             return
-        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from diffusers import AutoencoderKL
 
         h = self.hparams
         if not (Path(h.autoencoder) / "vae").is_dir():
             raise UserError(f"{h.autoencoder} has no folder vae; train one with configs/pretrain/autoencoder.yaml.")
         self.vae = AutoencoderKL.from_pretrained(h.autoencoder, subfolder="vae", local_files_only=True)
         self.vae.eval().requires_grad_(False)
-        self.text_encoder, self.tokenizer = self.build_text_encoder()
+        self.tokenizer = self.build_tokenizer()
+        self.build_networks()
+        self.encoded: dict[int, Tensor] = {}
+        self.schedule = NoiseSchedule.from_config(SCHEDULER).to(self.run_device)
+
+    def build_networks(self) -> None:
+        """UNet and text encoder, random or those of `start`."""
+        from diffusers import UNet2DConditionModel
+        from transformers import CLIPTextModel
+
+        h = self.hparams
         cross = len(h.widths) - 1
+        self.text_encoder = CLIPTextModel(self.text_config(h.text_width, h.text_layers))
         self.unet = UNet2DConditionModel(
             sample_size=16,
             down_block_types=("CrossAttnDownBlock2D",) * cross + ("DownBlock2D",),
@@ -108,31 +119,33 @@ class LatentDiffusionPretraining(Pretraining):
             started = load_stable_diffusion(h.start)
             self.unet.load_state_dict(started.unet.state_dict())
             self.text_encoder.load_state_dict(started.text_encoder.state_dict())
-        self.encoded: dict[int, Tensor] = {}
-        self.schedule = NoiseSchedule.from_config(SCHEDULER).to(self.run_device)
 
-    def build_text_encoder(self) -> tuple[torch.nn.Module, Any]:
-        """A fresh CLIP text model and the tokenizer of this run, learned from the data's captions if need be."""
-        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    def build_tokenizer(self) -> Any:
+        """The tokenizer of this run, learned from the data's captions if need be."""
+        from transformers import CLIPTokenizer
 
         h, folder = self.hparams, Path(self.hparams.tokenizer)
         if not (folder / "vocab.json").exists():
             corpus = self.trainer.datamodule.corpus()  # type: ignore[attr-defined]
             train_clip_tokenizer(corpus, folder, h.vocabulary, h.prompt_length)
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        config = CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=h.text_width,
-            intermediate_size=4 * h.text_width,
-            num_hidden_layers=h.text_layers,
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+    def text_config(self, width: int, layers: int) -> Any:
+        """Architecture of a CLIP text encoder for this tokenizer."""
+        from transformers import CLIPTextConfig
+
+        return CLIPTextConfig(
+            vocab_size=len(self.tokenizer),
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
             num_attention_heads=4,
-            max_position_embeddings=h.prompt_length,
-            projection_dim=h.text_width,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            max_position_embeddings=self.hparams.prompt_length,
+            projection_dim=width,
+            bos_token_id=self.tokenizer.bos_token_id,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
         )
-        return CLIPTextModel(config), tokenizer
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         z = self.latents(batch["image"], batch["row"].tolist())
@@ -141,10 +154,13 @@ class LatentDiffusionPretraining(Pretraining):
         kept = torch.rand(len(z), generator=generator) >= self.hparams.caption_dropout
         captions = [c if keep else "" for c, keep in zip(batch["caption"], kept.tolist(), strict=True)]
         eps = self.randn_like(z, "noise")
-        text = encode_prompts(self.text_encoder, self.tokenizer, captions)
-        prediction = self.unet(self.schedule.add_noise(z, eps, t), t, text).sample
+        prediction = self.predict_noise(self.schedule.add_noise(z, eps, t), t, captions)
         loss = F.mse_loss(prediction.float(), eps)
         self.optimize("network", self.total_loss({"noise": loss}, {}))
+
+    def predict_noise(self, z_t: Tensor, t: Tensor, captions: list[str]) -> Tensor:
+        """eps (B, 4, h, w) for noised latents under captions."""
+        return self.unet(z_t, t, encode_prompts(self.text_encoder, self.tokenizer, captions)).sample
 
     @torch.no_grad()
     def latents(self, x: Tensor, rows: list[int]) -> Tensor:
@@ -185,5 +201,6 @@ class LatentDiffusionPretraining(Pretraining):
         """
         halves = {part: deepcopy(getattr(self, part)).half() for part in ("unet", "vae")}
         self.bundle().pipeline(**halves).save_pretrained(path)
-        for file in ("vocab.json", "merges.txt"):  # the classic layout, beside what transformers writes now
-            shutil.copy(Path(self.hparams.tokenizer) / file, path / "tokenizer")
+        for folder in path.glob("tokenizer*"):
+            for file in ("vocab.json", "merges.txt"):  # the classic layout, beside what transformers writes now
+                shutil.copy(Path(self.hparams.tokenizer) / file, folder)
