@@ -47,6 +47,19 @@ class Block(nn.Module):
         return self.shortcut_layer(x) + self.res_layer(x)
 
 
+def input_layer(width: int = WIDTHS[0]) -> nn.Sequential:
+    """The trunk's first layer, RGB -> `width` maps of the same resolution."""
+    return nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.PReLU(width))
+
+
+def body(widths: tuple[int, ...] = WIDTHS, blocks: tuple[int, ...] = BLOCKS) -> nn.Sequential:
+    """The trunk's residual blocks: `blocks` of each width, the first of which halves the resolution."""
+    layers: list[nn.Module] = []
+    for inputs, outputs, count in zip((widths[0], *widths), widths, blocks, strict=False):
+        layers += [Block(inputs, outputs, 2), *(Block(outputs, outputs, 1) for _ in range(count - 1))]
+    return nn.Sequential(*layers)
+
+
 def _projection(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
@@ -56,14 +69,8 @@ class ArcFace(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        first, last = WIDTHS[0], WIDTHS[-1]
-        self.input_layer = nn.Sequential(
-            nn.Conv2d(3, first, 3, padding=1, bias=False), nn.BatchNorm2d(first), nn.PReLU(first)
-        )
-        blocks: list[nn.Module] = []
-        for inputs, outputs, count in zip((first, *WIDTHS), WIDTHS, BLOCKS, strict=False):
-            blocks += [Block(inputs, outputs, 2), *(Block(outputs, outputs, 1) for _ in range(count - 1))]
-        self.body = nn.Sequential(*blocks)
+        last = WIDTHS[-1]
+        self.input_layer, self.body = input_layer(), body()
         area = (SIDE // 2 ** len(WIDTHS)) ** 2
         self.output_layer = nn.Sequential(
             nn.BatchNorm2d(last), nn.Dropout(0.6), nn.Flatten(), nn.Linear(last * area, 512), nn.BatchNorm1d(512)
