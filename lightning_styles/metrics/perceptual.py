@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lightning_styles.errors import UserError
+from lightning_styles.models.perceptual import feature_distance
 from lightning_styles.pretrained import locate
 from lightning_styles.pretrained.weights import read_torch
 
@@ -74,9 +75,23 @@ class LPIPS(nn.Module):
         self.network.net.load_state_dict({key: trunk["features." + key.partition(".")[2]] for key in own})
         self.eval().requires_grad_(False)
 
+    def embed(self, image: Tensor) -> list[Tensor]:
+        """Maps of `image` (B, 3, H, W) in [-1, 1] between which `feature_distance` is LPIPS; can be kept.
+
+        They are the trunk's features of unit length, times the square roots of the linear heads' weights.
+        """
+        maps = self.network.net(self.network.scaling_layer(image))
+        heads = [next(head.parameters()).clamp_min(0).sqrt() for head in self.network.lins]
+        return [_unit(features) * head for features, head in zip(maps, heads, strict=True)]
+
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Distance (B,) of `x` and `y`, each (B, 3, H, W) in [-1, 1]."""
-        return self.network(x, y).flatten()
+        return feature_distance(self.embed(x), self.embed(y))
+
+
+def _unit(features: Tensor) -> Tensor:
+    # The inner constant is lost in any length but 0, where it keeps the gradient of the root finite.
+    return features / (features.square().sum(1, keepdim=True).add(1e-20).sqrt() + 1e-10)
 
 
 def trunk_kind(trunk: dict[str, Tensor]) -> str:

@@ -41,10 +41,19 @@ class PerceptualNet(nn.Module):
             maps.append(image)
         return maps
 
+    def embed(self, image: Tensor) -> list[Tensor]:
+        """Maps of `image` between which `feature_distance` is the perceptual distance."""
+        return [unit(features) for features in self.features(image)]
+
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Perceptual distance (B,) of `x` and `y`, each (B, 3, H, W) in [-1, 1]; 0 for equal pictures."""
-        pairs = zip(self.features(x), self.features(y), strict=True)
-        return torch.stack([(unit(a) - unit(b)).square().sum(1).mean((1, 2)) for a, b in pairs]).sum(0)
+        return feature_distance(self.embed(x), self.embed(y))
+
+
+def feature_distance(x: list[Tensor], y: list[Tensor]) -> Tensor:
+    """Distance (B,) of pictures by their maps (B, C_l, H_l, W_l): sum over l of the squared distances of pixels."""
+    pairs = zip(x, y, strict=True)
+    return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in pairs]).sum(0)
 
 
 def unit(features: Tensor) -> Tensor:
