@@ -51,7 +51,7 @@ class StyleModule(L.LightningModule):
         stops_at_nonfinite: whether a NaN or infinite loss ends the run; a callback may take that over.
     """
 
-    evaluation: Any
+    evaluations: dict[str, Any]
 
     def __init__(
         self,
@@ -221,24 +221,36 @@ class StyleModule(L.LightningModule):
 
     # ---- evaluation
 
-    def _start_evaluation(self) -> None:
+    def evaluated(self) -> list[str]:
+        """What to put behind the names of the measures, one for each version of the results; most have only one."""
+        return [""]
+
+    @property
+    def evaluation(self) -> Any:
+        """The measures of the first version of the results; None without metrics."""
+        return next(iter(self.evaluations.values()), None)
+
+    def on_test_epoch_start(self) -> None:
         from lightning_styles.metrics.evaluation import Evaluation
 
-        self.__dict__["evaluation"] = None  # a plain attribute: no part of the method's state
-        if self.metrics:
-            self.__dict__["evaluation"] = Evaluation(self.metrics).to(self.device)
-        elif self.trainer.state.fn != "fit":
+        if not self.metrics and self.trainer.state.fn != "fit":
             raise UserError("model.metrics is empty; name what to measure, for example {perceptual: tiny/perceptual}.")
+        versions = self.evaluated() if self.metrics else []
+        # A plain attribute: no part of the method's state.
+        self.__dict__["evaluations"] = {version: Evaluation(self.metrics).to(self.device) for version in versions}
 
-    on_validation_epoch_start = on_test_epoch_start = _start_evaluation
+    def on_validation_epoch_start(self) -> None:
+        self.on_test_epoch_start()
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Measure what `predict` makes of a batch against its source and, where known, its exact twin."""
-        if self.evaluation is not None:
+        if self.evaluations:
             predicted = self.predict_step(batch, batch_idx)
             self.evaluation.update(torch.stack(predicted["image"]), batch["image"], batch.get("twin"))
 
-    validation_step = test_step
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """As `test_step`."""
+        self.test_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
         self._log_evaluation("test")
@@ -247,8 +259,8 @@ class StyleModule(L.LightningModule):
         self._log_evaluation("val")
 
     def _log_evaluation(self, stage: str) -> None:
-        if self.evaluation is not None:
-            self.log_dict({f"{stage}/{name}": value for name, value in self.evaluation.compute().items()})
+        for version, evaluation in self.evaluations.items():
+            self.log_dict({f"{stage}/{name}{version}": value for name, value in evaluation.compute().items()})
 
     # ---- randomness and the clock
 

@@ -13,8 +13,9 @@ import lightning as L
 import pytest
 import torch
 
-from lightning_styles.methods.style_lora import NAME, save_lora
+from lightning_styles.methods.lora_method import STYLE
 from lightning_styles.models.adapters import adapter_parameters, add_lora
+from lightning_styles.pretrained.lora_export import save_lora
 from lightning_styles.pretraining.latent_diffusion import SCHEDULER
 from lightning_styles.pretraining.tokenizer import train_clip_tokenizer
 
@@ -110,7 +111,7 @@ def make_vae() -> Any:
 
 
 def make_unet_xl(widths: Sequence[int] = (16, 32), heads: int = 2, text_width: int = 24, pooled: int = 8) -> Any:
-    """A UNet in the architecture of SDXL: no attention at the first resolution, one block more at each of the others."""
+    """A UNet in the architecture of SDXL: no attention at first, one block more at each of the other resolutions."""
     from diffusers import UNet2DConditionModel
 
     levels = len(widths) - 1
@@ -192,9 +193,9 @@ def write_lora(
     from safetensors.torch import load_file, save_file
 
     network = unet()
-    add_lora(network, NAME, rank, alpha, ["to_q", "to_k", "to_v", "to_out.0"])
+    add_lora(network, STYLE, rank, alpha, ["to_q", "to_k", "to_v", "to_out.0"])
     generator = torch.Generator().manual_seed(2)
-    for parameter in adapter_parameters(network, NAME).values():
+    for parameter in adapter_parameters(network, STYLE).values():
         parameter.data = torch.randn(parameter.shape, generator=generator)
     save_lora(network, file, "kohya")
     if text:

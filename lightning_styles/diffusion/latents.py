@@ -11,10 +11,17 @@ from torch import Tensor
 @torch.no_grad()
 def to_latents(vae: Any, images: Tensor) -> Tensor:
     """Scaled means (B, 4, h, w), float32, of the posteriors of pictures (B, 3, H, W) in [-1, 1]."""
-    with _precise(vae):
-        z = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode().float()
-    shift, std = _statistics(vae, z)
-    return (z - shift) / std * vae.config.scaling_factor
+    return posterior(vae, images)[0]
+
+
+@torch.no_grad()
+def posterior(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations (B, 4, h, w), float32, of the scaled latents of pictures (B, 3, H, W) in [-1, 1]."""
+    with _precise(vae), torch.autocast(images.device.type, enabled=False):
+        found = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
+    mean = found.mean.float()
+    shift, std = _statistics(vae, mean)
+    return (mean - shift) / std * vae.config.scaling_factor, found.std.float() / std * vae.config.scaling_factor
 
 
 @torch.no_grad()

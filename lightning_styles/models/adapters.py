@@ -8,13 +8,14 @@ adapter switched off between its forward and its backward would silently get no 
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from lightning_styles.errors import UserError
@@ -137,6 +138,7 @@ class Route:
     def __init__(self) -> None:
         self.adapters: set[str] = set()  # those known when the hooks were last installed
         self.entries: list[Entry] = [None]
+        self.detached: frozenset[str] = frozenset()
         self.active = False
         self.products = Products()
 
@@ -165,15 +167,22 @@ class Route:
             if name not in layer.lora_A:
                 continue  # an adapter that does not reach this layer
             A, B = layer.lora_A[name], layer.lora_B[name]
-            down = self.products.of(A, x, rows) if not A.weight.requires_grad else None
-            if down is None:
-                down = A(layer.lora_dropout[name](x[rows].to(A.weight.dtype)))
-            delta = (B(down) * (strength * layer.scaling[name])).to(output.dtype)
+            if A.weight.requires_grad:
+                down = self.applied(A, name, layer.lora_dropout[name](x[rows].to(A.weight.dtype)))
+            else:
+                down = self.products.of(A, x, rows)
+            delta = (self.applied(B, name, down) * (strength * layer.scaling[name])).to(output.dtype)
             if rows == slice(None):
                 output = output + delta
             else:
                 output[rows] += delta
         return output
+
+    def applied(self, factor: nn.Module, name: str, x: Tensor) -> Tensor:
+        """A or B of the adapter `name`, without a gradient for the matrix itself if it is detached."""
+        if name not in self.detached:
+            return factor(x)
+        return functional_call(factor, {key: p.detach() for key, p in factor.named_parameters()}, (x,))
 
     def slices(self) -> Iterator[tuple[str, float, slice]]:
         """Adapter, strength and slice of the batch, for each run of equal entries."""
@@ -240,7 +249,7 @@ def route_of(unet: nn.Module) -> Route:
 
 
 @contextmanager
-def routed(unet: nn.Module, names: Names) -> Iterator[None]:
+def routed(unet: nn.Module, names: Names, detached: Collection[str] = ()) -> Iterator[None]:
     """Run row b of every batch through adapter names[b] while the context is open; None is the frozen base.
 
     No requires_grad flag changes. Equal names should stand side by side: each run of equal names is one
@@ -250,6 +259,8 @@ def routed(unet: nn.Module, names: Names) -> Iterator[None]:
     Args:
         unet: a diffusers model with adapters.
         names: for each row, or one for all rows: an adapter, None, or several as ((name, strength), ...).
+        detached: adapters that take part but get no gradient; requires_grad could not say so for some of several
+            forwards before one backward.
 
     Raises:
         ValueError: an unknown adapter, or (from the forward) another number of rows.
@@ -258,12 +269,12 @@ def routed(unet: nn.Module, names: Names) -> Iterator[None]:
     unknown = {name for entry in entries for name, _ in mix_of(entry)} - route.adapters
     if unknown:
         raise ValueError(f"no adapter {sorted(unknown)}; adapters of this model: {sorted(route.adapters)}")
-    before = route.entries, route.active
-    route.entries, route.active = entries, True
+    before = route.entries, route.detached, route.active
+    route.entries, route.detached, route.active = entries, frozenset(detached), True
     try:
         yield
     finally:
-        route.entries, route.active = before
+        route.entries, route.detached, route.active = before
         route.products.forget()
 
 
@@ -272,10 +283,10 @@ def enable_gradient_checkpointing(unet: nn.Module) -> None:
 
     def run(module: nn.Module, *args: Any) -> Any:
         route = route_of(unet)
-        entries, active = route.entries, route.active
+        entries, detached, active = route.entries, route.detached, route.active
 
         def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-            return nullcontext(), routed(unet, entries) if active else nullcontext()
+            return nullcontext(), routed(unet, entries, detached) if active else nullcontext()
 
         return checkpoint(module, *args, use_reentrant=False, context_fn=contexts)
 

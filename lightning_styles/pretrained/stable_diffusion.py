@@ -21,9 +21,11 @@ class Text:
     states: Tensor
     pooled: Tensor | None = None
 
-    def rows(self, rows: Any) -> "Text":
-        """The same for some rows of the batch."""
-        return Text(self.states[rows], None if self.pooled is None else self.pooled[rows])
+    @classmethod
+    def cat(cls, texts: list["Text"]) -> "Text":
+        """Several as one batch."""
+        pooled = [text.pooled for text in texts if text.pooled is not None]
+        return cls(torch.cat([text.states for text in texts]), torch.cat(pooled) if pooled else None)
 
     def to(self, *args: Any, **kwargs: Any) -> "Text":
         """The same on another device or in another precision."""

@@ -17,38 +17,20 @@ class LatentDiffusionXLPretraining(LatentDiffusionPretraining):
     The first resolution of the UNet has no attention, the others have `depths` transformer blocks. All pictures are
     whole and of one size, so the six numbers that SDXL is told are always the same.
 
+    `start` may be a Stable Diffusion 1.x: its text encoder is the first one here, and layers of the UNet that have the
+    same name and shape begin with its weights.
+
     Args:
+        depths: transformer blocks at each resolution but the first.
         second_text_width: hidden size of the second text encoder, whose projection is the pooled text.
         second_text_layers: its layers.
-        depths: transformer blocks at each resolution but the first.
-        start: a Stable Diffusion 1.x whose first text encoder and UNet layers of equal name and shape are taken over.
+        shared: settings of `LatentDiffusionPretraining`.
     """
 
     def __init__(
-        self,
-        *,
-        iterations: int,
-        autoencoder: str,
-        tokenizer: str,
-        start: str | None = None,
-        vocabulary: int = 400,
-        prompt_length: int = 32,
-        widths: list[int],
-        depths: list[int],
-        heads: int = 4,
-        text_width: int = 128,
-        text_layers: int = 3,
-        second_text_width: int = 64,
-        second_text_layers: int = 2,
-        caption_dropout: float = 0.1,
-        lr: float = 5e-4,
-        warmup: int = 200,
-        preview_prompts: list[str],
-        seed: int = 0,
+        self, *, depths: list[int], second_text_width: int = 64, second_text_layers: int = 2, **shared: Any
     ) -> None:
-        own = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        shared = own.keys() - {"depths", "second_text_width", "second_text_layers"}
-        super().__init__(**{name: own[name] for name in shared})
+        super().__init__(**shared)
         self.save_hyperparameters()
 
     def kept(self, name: str) -> bool:
@@ -95,7 +77,5 @@ class LatentDiffusionXLPretraining(LatentDiffusionPretraining):
         return self.unet(z_t, t, text.states, added_cond_kwargs=conditions).sample
 
     def bundle(self) -> StableDiffusion:
-        parts: dict[str, Any] = {"text_encoder_2": self.text_encoder_2, "tokenizer_2": self.tokenizer}
-        return StableDiffusion(
-            self.unet, self.vae, self.text_encoder, self.tokenizer, SCHEDULER, sha256="", **parts
-        )
+        first = (self.unet, self.vae, self.text_encoder, self.tokenizer)
+        return StableDiffusion(*first, SCHEDULER, "", text_encoder_2=self.text_encoder_2, tokenizer_2=self.tokenizer)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from callbacks import Previews
 from datamodules import StyleImages
-from lightning_styles.methods.style_lora import NAME, StyleLoRA
+from lightning_styles.methods.lora_method import STYLE
+from lightning_styles.methods.style_lora import StyleLoRA
 from lightning_styles.models.adapters import adapter_state, routed
 from lightning_styles.pretrained.stable_diffusion import load_stable_diffusion
 from lightning_styles.pretrained.style_lora import load_style_lora
@@ -24,7 +25,7 @@ def fit(micro: Micro, folder: Path, steps: int = 3, ckpt_path: Path | None = Non
     """A trained method and its trainer."""
     settings: dict[str, Any] = {
         "base": micro.base, "iterations": 4, "rank": 4, "alpha": 2.0, "lr": 0.05,
-        "preview_prompts": ["a photo of a woman"], "preview_size": 32,
+        "preview_prompts": ["a photo of a woman"], "size": 32,
     }  # fmt: skip
     method = StyleLoRA(**(settings | changes))
     data = StyleImages(
@@ -58,7 +59,7 @@ def test_only_the_lora_learns(micro: Micro, trained: tuple[StyleLoRA, L.Trainer]
         assert all(torch.equal(frozen[key], p) for key, p in getattr(untouched, part).named_parameters())
     held = {id(p) for group in run.optimizers[0].param_groups for p in group["params"]}
     assert held == {id(p) for key, p in method.named_parameters() if ".lora_" in key}
-    ups = {key: value for key, value in adapter_state(method.unet, NAME).items() if "lora_B" in key}
+    ups = {key: value for key, value in adapter_state(method.unet, STYLE).items() if "lora_B" in key}
     assert len(ups) == 4 * 2 * 4  # projections, attentions of a block, blocks (one down, one middle, two up)
     assert all(value.abs().max() > 1e-3 for value in ups.values())
     assert all(".lora_" in key for key in method.state_dict())
@@ -74,7 +75,7 @@ def test_an_exported_file_does_in_a_fresh_pipeline_what_it_does_here(
     method.export(file, layout)
     z, t, text = question()
     with torch.no_grad():
-        with routed(method.unet, NAME):
+        with routed(method.unet, STYLE):
             ours = method.unet(z, t, text).sample
         with routed(method.unet, None):
             base = method.unet(z, t, text).sample
@@ -97,7 +98,7 @@ def test_an_exported_file_is_a_style_lora_for_the_other_methods(
     report = load_style_lora(unet, tmp_path / "lora.safetensors", strength=1.0)
     assert (len(report.used), report.unused, report.ranks, report.alphas) == (32, (), (4,), (2.0,))
     z, t, text = question()
-    with torch.no_grad(), routed(unet, NAME), routed(method.unet, NAME):
+    with torch.no_grad(), routed(unet, STYLE), routed(method.unet, STYLE):
         torch.testing.assert_close(unet(z, t, text).sample, method.unet(z, t, text).sample, rtol=0, atol=2e-4)
 
 

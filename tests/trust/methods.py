@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from callbacks import EMA, Previews
-from datamodules import Pictures, StyleImages
+from datamodules import Pairs, Pictures, StyleImages
+from lightning_styles.methods.concept_slider import ConceptSlider
+from lightning_styles.methods.pair_customization import PairCustomization
 from lightning_styles.methods.sms import SMS
 from lightning_styles.methods.style_lora import StyleLoRA
 from lightning_styles.module import StyleModule
@@ -62,9 +64,24 @@ def make_style_lora(micro: Micro, **changes: Any) -> StyleLoRA:
     """StyleLoRA with captions that are dropped now and then."""
     settings: dict[str, Any] = {
         "base": micro.base, "iterations": ITERATIONS, "rank": 4, "alpha": 2.0, "lr": 0.05, "caption_dropout": 0.5,
-        "preview_prompts": ["a photo of a woman"], "preview_size": 32,
+        "preview_prompts": ["a photo of a woman"], "size": 32,
     }  # fmt: skip
     return StyleLoRA(**(settings | changes))
+
+
+def make_pair_customization(micro: Micro, **changes: Any) -> PairCustomization:
+    """PairCustomization on a micro SDXL, whose style begins after the first iteration."""
+    settings: dict[str, Any] = {
+        "base": micro.base_xl, "iterations": ITERATIONS, "style_phrase": "cartoon style", "style_from": 1,
+        "content_rank": 4, "style_rank": 4, "lr": 0.05, "noise_offset": 0.1, "size": 32, "steps": 2,
+        "preview_prompts": ["a photo of a woman"],
+    }  # fmt: skip
+    return PairCustomization(**(settings | changes))
+
+
+def make_concept_slider(micro: Micro, **changes: Any) -> ConceptSlider:
+    settings = {"base": micro.base, "iterations": ITERATIONS, "style_phrase": "cartoon style", "lr": 0.05, "steps": 2}
+    return ConceptSlider(**(settings | {"size": 32, "preview_prompts": ["a photo of a woman"]} | changes))
 
 
 def sms(*losses: str, pictures: int = 1, variant: bool = True, **own: Any) -> Method:
@@ -86,6 +103,13 @@ def style_pictures(_: Micro, workers: int) -> StyleImages:
     )  # fmt: skip
 
 
+def pairs(_: Micro, workers: int) -> Pairs:
+    return Pairs(
+        content="scene:portrait/0-2", scene_style="cartoon", prompt="a photo of {caption}", resolution=32, flip="random",
+        batch_size=2, num_workers=workers,
+    )  # fmt: skip
+
+
 def osasis_files(micro: Micro) -> MicroOSASIS:
     """The networks of OSASIS, beside the micro base."""
     return MicroOSASIS(micro.folder / "osasis")
@@ -101,6 +125,28 @@ METHODS: dict[str, Method] = {
         make_style_lora,
         style_pictures,
         losses=("noise",),
+        adapters={"lora": [".style."]},
+        saving_memory={"gradient_checkpointing": True},
+    ),
+    "pair_customization": Method(
+        make_pair_customization,
+        pairs,
+        losses=("content", "style"),
+        adapters={"loras": [".content.", ".style."]},
+        saving_memory={"gradient_checkpointing": True},
+    ),
+    "pair_customization, joint": Method(
+        lambda micro, **changes: make_pair_customization(
+            micro, **({"base": micro.base, "update": "joint", "down": "gaussian", "snr_gamma": 5.0} | changes)
+        ),
+        pairs,
+        losses=("content", "style"),
+        variant=True,
+    ),
+    "concept_slider": Method(
+        make_concept_slider,
+        pairs,
+        losses=("style", "content"),
         adapters={"lora": [".style."]},
         saving_memory={"gradient_checkpointing": True},
     ),

@@ -1,0 +1,297 @@
+"""What methods share that teach a frozen text-to-image model a style by a LoRA: base, text, latents, drawing, files."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_styles import noise
+from lightning_styles.diffusion.schedules import NoiseSchedule
+from lightning_styles.errors import UserError, at_least
+from lightning_styles.imaging import pad_to_multiple
+from lightning_styles.models.adapters import enable_gradient_checkpointing, routed
+from lightning_styles.module import StyleModule
+from lightning_styles.pretrained.lora_export import save_lora
+
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+STYLE = "style"  # the adapter that is kept
+SCHEDULERS = {
+    "ddim": "DDIMScheduler", "pndm": "PNDMScheduler", "euler": "EulerDiscreteScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+}  # fmt: skip
+
+
+class LoRAMethod(StyleModule):
+    """A frozen Stable Diffusion 1.x or XL with adapters; pictures are drawn through the adapter "style".
+
+    `predict` and `test` take prompts (`datamodules.Prompts`), or photos (`datamodules.Pictures`) that are inverted
+    with DDIM and drawn again in the style.
+
+    Args:
+        base: Stable Diffusion base: folder, single file or name.
+        vae: another autoencoder for the base: folder or name.
+        iterations: of training.
+        frozen_precision: of the UNet's frozen weights; "auto" is bfloat16 on a GPU and float32 elsewhere. The
+            autoencoder stays in float32.
+        compile: compile the UNet with torch.compile.
+        gradient_checkpointing: recompute the UNet's activations in the backward: less memory, slower.
+        style_phrase: words that stand behind a prompt where it is drawn in the style.
+        mode: how the LoRA comes in: as style "guidance" (arXiv 2405.01536, equation 11), or at a "scale" of its
+            weights (equation 3).
+        strength: lambda_style of guidance, or the factor of mode "scale".
+        strengths: several, for `test`, and for `predict`, which then shows them side by side; null is `strength`.
+        guidance: classifier-free guidance, lambda_cfg.
+        steps: of the sampler.
+        style_start: guidance takes the style in at timesteps up to this one (paper: from step 11 of 50 on); null, from
+            the first step on.
+        scheduler: "base" is the base's own; photos are always inverted and drawn with DDIM.
+        inversion: of photos.
+        size: height and width of pictures drawn from prompts, in px.
+        preview_prompts: prompts of the preview pictures.
+        metrics: name -> network or folder for `validate` and `test`, see `lightning_styles.metrics`.
+        clip_norm: largest norm of the gradient; null is no limit.
+        seed: key of all randomness.
+    """
+
+    base: Any
+    unet: Any
+    formats = {"kohya": "style_lora.safetensors", "diffusers": "pytorch_lora_weights.safetensors"}
+
+    def __init__(
+        self,
+        *,
+        base: str,
+        vae: str | None = None,
+        iterations: int,
+        frozen_precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        compile: bool = False,
+        gradient_checkpointing: bool = False,
+        style_phrase: str = "",
+        mode: Literal["guidance", "scale"] = "guidance",
+        strength: float = 3.0,
+        strengths: list[float] | None = None,
+        guidance: float = 5.0,
+        steps: int = 50,
+        style_start: int | None = 800,
+        scheduler: Literal["base", "ddim", "pndm", "euler", "dpm++"] = "base",
+        inversion: Literal["ddim", "renoise"] = "ddim",
+        size: int = 512,
+        preview_prompts: list[str] = [],  # noqa: B006 - jsonargparse copies it
+        metrics: dict[str, str] | None = None,
+        clip_norm: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(iterations=iterations, seed=seed, clip_norm=clip_norm, metrics=metrics)
+        at_least(1, steps=steps, size=size)
+        at_least(0, strength=strength, guidance=guidance, **{"strengths": min(strengths)} if strengths else {})
+        self.save_hyperparameters()
+
+    @classmethod
+    def required_models(cls, init_args: dict[str, Any]) -> list[tuple[str, str]]:
+        vae = [(init_args["vae"], "vae")] if init_args.get("vae") else []
+        return [(init_args["base"], "stable-diffusion"), *vae, *super().required_models(init_args)]
+
+    def add_adapters(self) -> None:
+        """Add what is trained to `self.unet`, "style" among it."""
+        raise NotImplementedError
+
+    def kept(self, name: str) -> bool:
+        return ".lora_" in name
+
+    def configure_model(self) -> None:
+        if hasattr(self, "unet"):
+            return
+        from lightning_styles.pretrained.stable_diffusion import load_stable_diffusion
+
+        h = self.hparams
+        base = load_stable_diffusion(h.base, h.vae)
+        self.base_models = {h.base: base.sha256}
+        self.__dict__["base"] = base  # not a submodule: encoders come to the device when they are needed
+        self.unet = base.unet
+        self.unet.to(self.frozen_dtype(h.frozen_precision))
+        self.schedule = NoiseSchedule.from_config(base.scheduler).to(self.run_device)
+        self.add_adapters()
+        if h.gradient_checkpointing:
+            enable_gradient_checkpointing(self.unet)
+        if h.compile:
+            self.unet.compile()
+        self.text: dict[str, Any] = {}
+
+    # ---- one prediction
+
+    def in_style(self, prompt: str) -> str:
+        """The prompt of the stylised picture."""
+        return f"{prompt} {self.hparams.style_phrase}".strip()
+
+    def time_ids(self, x: Tensor, size: Tensor | None = None, crop: Tensor | None = None) -> Tensor:
+        """(B, 6): sizes (height, width) of the files, (top, left) of the crops and size of x (arXiv 2307.01952, 2.2)."""
+        target = torch.tensor(x.shape[-2:], device=x.device).expand(len(x), 2)
+        size = target if size is None else size
+        crop = torch.zeros_like(target) if crop is None else crop
+        return torch.cat([size.to(x.device), crop.to(x.device), target], dim=1)
+
+    def denoise(self, z_t: Tensor, t: Tensor, prompts: list[str], time_ids: Tensor) -> Tensor:
+        """eps (B, 4, h, w), float32, for noised latents; `time_ids` (B, 6) is what SDXL is told of sizes and crops."""
+        from lightning_styles.pretrained.stable_diffusion import Text
+
+        dtype = self.unet.conv_in.weight.dtype
+        text = Text.cat([self.embed(prompt) for prompt in prompts]).to(self.device, dtype)
+        told = None if text.pooled is None else {"text_embeds": text.pooled, "time_ids": time_ids}
+        return self.unet(z_t.to(dtype), t, text.states, added_cond_kwargs=told).sample.float()
+
+    @torch.no_grad()
+    def embed(self, prompt: str) -> Any:
+        """Text (1, L, D) of a prompt, which goes through the encoders once a run."""
+        from lightning_styles.pretrained.stable_diffusion import embed_prompts
+
+        if prompt not in self.text:
+            self.text[prompt] = embed_prompts(self.base, [prompt])
+        return self.text[prompt]
+
+    @torch.no_grad()
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation (B, 4, h, w) of the scaled latents of pictures (B, 3, H, W)."""
+        from lightning_styles.diffusion.latents import posterior
+
+        return posterior(self.base.vae.to(self.device), x)
+
+    def sampled(self, mean: Tensor, std: Tensor, purpose: str) -> Tensor:
+        """Latents drawn from their posterior."""
+        return mean + std * self.randn_like(mean, purpose)
+
+    # ---- drawing
+
+    @contextmanager
+    def pipeline(self, scheduler: str) -> Iterator[Any]:
+        """The style-guidance pipeline over all parts on this device; in `fit` the encoders leave it again."""
+        import diffusers
+
+        from lightning_styles.diffusion.style_guidance import StyleGuidancePipeline, StyleGuidanceXLPipeline
+
+        config = self.base.scheduler
+        scheduler_class = getattr(diffusers, SCHEDULERS.get(scheduler, config.get("_class_name", "DDIMScheduler")))
+        parts = [self.base.vae, self.base.text_encoder, *([self.base.text_encoder_2] if self.base.is_xl else [])]
+        for part in parts:
+            part.to(self.device)
+        try:
+            yield self.base.assemble(
+                StyleGuidanceXLPipeline if self.base.is_xl else StyleGuidancePipeline,
+                scheduler=scheduler_class.from_config(config),
+            )
+        finally:
+            if self._trainer is not None and self.trainer.training:
+                for part in parts:
+                    part.to("cpu")
+
+    def styled(self, strength: float) -> list[Any]:
+        """The style at this strength, as the pipeline takes it."""
+        from lightning_styles.diffusion.styles import Style
+
+        return [Style(STYLE, self.hparams.style_phrase, strength)]
+
+    def draw(self, prompts: list[str], names: list[str], strengths: list[float]) -> list[Tensor]:
+        """Pictures (B, 3, H, W) in [-1, 1] of prompts at each strength, all from the noise of the names."""
+        h = self.hparams
+        with self.pipeline(h.scheduler) as pipeline:
+            return [
+                pipeline(
+                    prompts,
+                    styles=self.styled(strength),
+                    mode=h.mode if strength else "guidance",  # 0 is the base's own picture of the prompt
+                    guidance_scale=h.guidance,
+                    num_inference_steps=h.steps,
+                    style_start=h.style_start,
+                    height=h.size,
+                    width=h.size,
+                    generator=[noise.generator(self.seed, name, "drawing") for name in names],
+                    output_type="pt",
+                ).images.float()
+                * 2
+                - 1
+                for strength in strengths
+            ]
+
+    def redraw(self, images: Tensor, prompts: list[str], names: list[str], strengths: list[float]) -> list[Tensor]:
+        """Photos (B, 3, H, W) in the style at each strength: inverted under their prompts, then drawn again."""
+        from lightning_styles.diffusion.inversion import ReNoise, invert
+
+        h = self.hparams
+        padded, (height, width) = pad_to_multiple(images, self.base.multiple)
+        with self.pipeline("ddim") as pipeline:
+            generator = noise.generator(self.seed, "/".join(names), "inversion")
+            renoise = ReNoise() if h.inversion == "renoise" else None
+            z = invert(pipeline, padded, prompts, steps=h.steps, renoise=renoise, generator=generator)
+            results = [
+                pipeline(
+                    prompts,
+                    styles=self.styled(strength),
+                    guidance_scale=1.0,
+                    num_inference_steps=h.steps,
+                    style_start=h.style_start,
+                    height=padded.shape[-2],
+                    width=padded.shape[-1],
+                    latents=z,
+                    output_type="pt",
+                ).images
+                for strength in strengths
+            ]
+        return [(result.float() * 2 - 1)[..., :height, :width] for result in results]
+
+    def preview(self) -> dict[str, Tensor]:
+        prompts = list(self.hparams.preview_prompts)
+        if not prompts:
+            return {}
+        base, result = self.draw(prompts, prompts, [0.0, self.hparams.strength])
+        return {"base": base.clamp(-1, 1), "result": result.clamp(-1, 1)}
+
+    # ---- predict and test
+
+    @property
+    def all_strengths(self) -> list[float]:
+        """The strengths that `predict` and `test` go through."""
+        return list(self.hparams.strengths or [self.hparams.strength])
+
+    def results(self, batch: dict[str, Any], strengths: list[float]) -> list[Tensor]:
+        """Pictures of a batch of prompts or photos at each strength."""
+        if "prompt" in batch:
+            return self.draw(batch["prompt"], batch["name"], strengths)
+        if not all(batch["caption"]):
+            raise UserError("a photo has no caption, which says what it shows; set data.captions.")
+        return self.redraw(batch["image"], batch["caption"], batch["name"], strengths)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any] | None:
+        if self.finished.issuperset(batch["name"]):
+            return None
+        shown = torch.cat(self.results(batch, self.all_strengths), dim=-1).clamp(-1, 1)
+        return {"image": list(shown), "name": batch["name"], "settings": dict(self.hparams)}
+
+    def evaluated(self) -> list[str]:
+        return [f"@{strength:g}" for strength in self.hparams.strengths or ()] or [""]
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Measure pictures of prompts against the base's own and its exact twin, redrawn photos against theirs."""
+        if not self.evaluations:
+            return
+        if "prompt" in batch:
+            source, *results = self.results(batch, [0.0, *self.all_strengths])
+            twin = self.trainer.datamodule.twin(source.clamp(-1, 1))  # type: ignore[attr-defined]
+        else:
+            source, results, twin = batch["image"], self.results(batch, self.all_strengths), batch.get("twin")
+        for evaluation, result in zip(self.evaluations.values(), results, strict=True):
+            evaluation.update(result.clamp(-1, 1), source.clamp(-1, 1), twin, batch.get("group"))
+
+    # ---- files
+
+    def export(self, path: Path, layout: str) -> None:
+        save_lora(self.unet, path, layout, STYLE, self.lora_metadata())
+
+    def lora_metadata(self) -> dict[str, str]:
+        """What the header of an exported file says of its origin."""
+        names = ", ".join(f"{name} (sha256 {digest[:12]})" for name, digest in self.base_models.items())
+        return {"base": names, "style_phrase": self.hparams.style_phrase, "iterations": str(self.iterations)}
+
+    def closing_lines(self) -> list[str]:
+        return [f"Next: python -m lightning_styles convert {self.trainer.log_dir} style_lora.safetensors --to kohya"]
