@@ -17,7 +17,7 @@ from lightning_styles.imaging import from_uint8, to_uint8
 
 COLOURS = 8  # of `posterize`, as in the paper's data (PairCustomization, arXiv 2405.01536, section 5)
 FLATS = 14  # colours of `cartoon`
-BRUSHES = (0.09, 0.045, 0.02)  # widths of the brushes of `painting`
+BRUSHES = (0.1, 0.05, 0.022)  # widths of the brushes of `painting`
 MISSED = 12  # levels of 255 off, from which on a finer stroke is worth while
 LIGHT = 0.1  # added to both sides of the quotient of `sketch`, so that grain in dark places draws no lines
 FINEST = 256  # smaller pictures are filtered at this shorter side: rank filters and strokes know whole px alone
@@ -116,7 +116,7 @@ def _paint(canvas: Image.Image, reference: Image.Image, width: float, miss: floa
     missed = np.abs(wanted - np.asarray(canvas, np.float32)).mean(-1)
     # Smooth, so that the grain of an even place turns no stroke.
     smooth = reference.convert("L").filter(ImageFilter.GaussianBlur(width))
-    slopes = np.stack(np.gradient(np.asarray(smooth, np.float32)))  # down, right
+    down, right = np.gradient(np.asarray(smooth, np.float32))
     columns, rows = (max(1, round(length / (0.7 * width))) for length in canvas.size)
     cells = [(column, row) for row in range(rows) for column in range(columns)]
     rng.shuffle(cells)
@@ -124,10 +124,10 @@ def _paint(canvas: Image.Image, reference: Image.Image, width: float, miss: floa
     for column, row in cells:
         x = min(canvas.width - 1, int((column + rng.random()) * canvas.width / columns))
         y = min(canvas.height - 1, int((row + rng.random()) * canvas.height / rows))
-        shade, turn, length = rng.gauss(0, 10), rng.gauss(0, 0.25), width * rng.uniform(1.0, 3.0)
+        shade, turn, length = rng.gauss(0, 13), rng.gauss(0, 0.25), width * rng.uniform(1.0, 3.0)
         if missed[y, x] < miss:
             continue
-        angle = np.arctan2(slopes[1, y, x], -slopes[0, y, x]) + turn
+        angle = np.arctan2(right[y, x], -down[y, x]) + turn
         dx, dy = length * np.cos(angle) / 2, length * np.sin(angle) / 2
         colour = tuple(int(min(255, max(0, level + shade))) for level in wanted[y, x])
         _stroke(brush, (x - dx, y - dy), (x + dx, y + dy), width, colour)
