@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 from torch import Tensor
 
 from callbacks.interruption import Interrupted
 from lightning_styles.__main__ import main
-from lightning_styles.commands.compare import listed, merged, nested, read_rows
+from lightning_styles.commands.compare_rows import Axes, listed, merged, nested, read_rows
+from lightning_styles.commands.compare_table import by_strength
+from lightning_styles.commands.pareto import Curve, axis_name, curves
 from lightning_styles.errors import UserError
 from lightning_styles.parser import find_config
 from tests.toys import ToyStyle
@@ -102,6 +105,71 @@ def test_finished_rows_run_again_only_when_something_changed() -> None:
     assert runs() == [0.5, 0.25, 0.75, 0.75, 0.25]
 
 
+class Curved(Scored):
+    """Scores at two strengths, of which the second is listed first."""
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        super().test_step(batch, batch_idx)
+        self.log("test/score@10", 10 * self.learning_rate)
+        self.log("test/score@2.5", 2.5 * self.learning_rate)
+
+
+REPEATED: dict[str, Any] = {
+    "rows": {"a": {"label": "as it is"}, "b": {"model.class_path": "tests.test_compare.Curved"}},
+    "repeat": {
+        "one": {"model.init_args.learning_rate": 0.125, "vars": {"length": 2}},
+        "three": {"model.init_args.learning_rate": 0.375, "vars.length": 1},
+    },
+}
+
+
+def test_every_row_is_repeated_and_the_table_has_means_and_curves() -> None:
+    write("toy.yaml", BASE | {"vars": {"length": 5}})
+    write("table.yaml", COMPARISON | REPEATED | {"set": {"data.init_args.length": "${vars.length}"}})
+    command = ["compare", "table.yaml", "--out", "out"]
+    assert main([*command, "--rows", "a/one"]) == 0
+    assert runs() == [0.125]
+    assert main(command) == 0
+    assert runs() == [0.125, 0.375, 0.125, 0.375]  # a/one is kept
+    a, b = json.loads(Path("out/table.json").read_text())["rows"]
+    assert a["metrics"]["score"] == 0.25
+    assert a["metrics"]["n"] == 1.5  # so the repetitions set vars
+    assert a["standard_error"]["score"] == pytest.approx(0.125)  # |0.375 - 0.125| / 2
+    assert [run["metrics"]["score"] for run in a["repeats"].values()] == [0.125, 0.375]
+    assert b["metrics"]["score@10"] == 2.5
+    assert Path(b["repeats"]["three"]["folder"]).is_relative_to("out/b/three")
+    lines = Path("out/table.md").read_text().splitlines()
+    assert lines[0] == "| row | score | n | loss | runs | seconds |"
+    assert lines[2].startswith("| as it is | 0.25 | 1.5 | ")
+    assert lines[4:6] == ["| b, strength 2.5 | 0.625 | - | - |  |  |", "| b, strength 10 | 2.5 | - | - |  |  |"]
+
+
+def test_a_failed_repetition_leaves_the_mean_of_the_others_and_is_run_again() -> None:
+    broken = {"repeat": {"good": {}, "bad": {"model.init_args.fail": True}}}
+    write("table.yaml", COMPARISON | {"rows": {"a": {}}} | broken)
+    for _ in range(2):
+        assert main(["compare", "table.yaml"]) == 1
+    assert runs() == [0.5, 0.5, 0.5]
+    (row,) = json.loads(Path("runs/table/table.json").read_text())["rows"]
+    assert (row["done"], row["metrics"]["score"], row["standard_error"]["score"]) == (1, 0.5, None)
+    assert row["repeats"]["bad"] == {"error": "told to fail."}
+    assert "| a | 0.5 | 2 | " in Path("runs/table/table.md").read_text()
+    assert "| 1 of 2 | " in Path("runs/table/table.md").read_text()
+
+
+def test_a_plot_is_drawn_after_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    write("table.yaml", COMPARISON | {"rows": {"a": {}}, "plot": {"x": "n", "y": "score"}})
+    assert main(["compare", "table.yaml", "--out", "out"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "Plot: out/pareto.png"
+    with Image.open("out/pareto.png") as picture:
+        assert picture.size == (1200, 750)
+    Path("out/table.md").unlink()
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["compare", "table.yaml", "--out", "out"]) == 1
+    assert Path("out/table.md").is_file()
+    assert capsys.readouterr().err == "error: The plot needs matplotlib: pip install 'lightning-styles[plot]'.\n"
+
+
 class Stopped(Scored):
     """Is asked to stop in its first batch."""
 
@@ -171,12 +239,19 @@ def test_rows_in_two_processes() -> None:
         (["table.yaml", "--rows", "a,q"], "error: There is no row 'q'; the rows are a, b, c, d.\n"),
         (["table.yaml", "a"], "error: compare takes one file, found also 'a'; choose rows with --rows a.\n"),
         (["table.yaml", "--processes", "0"], "error: --processes is 0; it must be at least 1.\n"),
-        (["toy.yaml"], "error: toy.yaml has the key data, model, trainer; a comparison has config, set, fit, rows.\n"),
+        (
+            ["toy.yaml"],
+            "error: toy.yaml has the key data, model, trainer; a comparison has config, set,",
+        ),
         (["d2.yaml"], "error: d2.yaml has no rows; add rows:"),
+        (["d3.yaml"], "error: d3.yaml: repeat one is 3; expected settings, such as {data.init_args.batch_size: 4}.\n"),
+        (["d4.yaml"], "error: d4.yaml: plot is ['n']; expected two metrics, such as {x: content, y: twin}.\n"),
     ],
 )
 def test_mistakes(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     write("d2.yaml", {"config": ["toy.yaml"]})
+    write("d3.yaml", COMPARISON | {"repeat": {"one": 3}})
+    write("d4.yaml", COMPARISON | {"plot": ["n"]})
     assert main(["compare", *arguments]) == 1
     assert capsys.readouterr().err.startswith(expected)
 
@@ -186,6 +261,23 @@ def test_dotted_and_nested_settings_are_one_tree() -> None:
     assert tree == {"a": {"b": 1, "c": {"d": 2}}, "e": [3]}
     assert merged(tree, {"a": {"b": 5}, "e": [4]}) == {"a": {"b": 5, "c": {"d": 2}}, "e": [4]}
     assert (listed(None), listed("x"), listed(["x", "y"])) == ([], ["x"], ["x", "y"])
+
+
+def test_metrics_by_strength_and_the_curves_of_the_plot() -> None:
+    metrics = {"n": 4.0, "twin@10": 0.1, "content@10": 0.2, "twin@2.5": 0.3, "content@2.5": 0.4}
+    assert list(by_strength(metrics).items()) == [
+        (None, {"n": 4.0}),
+        ("2.5", {"twin": 0.3, "content": 0.4}),
+        ("10", {"twin": 0.1, "content": 0.2}),
+    ]
+    point = {"twin": 0.5, "content": 0.6}
+    table = [{"label": "none"}, {"label": "curve", "metrics": metrics | point}, {"label": "point", "metrics": point}]
+    assert curves(table, Axes("content", "twin")) == [
+        Curve("curve", ["2.5", "10"], [0.4, 0.2], [0.3, 0.1]),
+        Curve("point", [""], [0.6], [0.5]),
+    ]
+    assert axis_name("twin") == "twin (lower is better)"
+    assert axis_name("dreamsim_diversity") == "dreamsim_diversity (higher is better)"
 
 
 def test_rows_of_the_shipped_comparison(tmp_path: Path) -> None:

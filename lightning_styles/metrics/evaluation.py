@@ -46,8 +46,6 @@ KINDS = {
     "inception": "inception",
 }
 EITHER = (("perceptual", "lpips"), ("style_features", "inception"))
-HIGHER_IS_BETTER = {"identity"}
-NOT_RANKED = {"n"}
 RINGS = 16  # of the spectra, so pictures need 32 pixels each way
 
 
