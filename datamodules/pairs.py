@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.pair_sources import Pair, Size, find_pairs, working_size
-from datamodules.pictures import SIDES
+from datamodules.pictures import SIDES, Pictures
+from datamodules.prompts import Prompts
 from datamodules.sampling import draw, shuffled, train_loader
 from lightning_styles.errors import UserError, at_least
 
@@ -43,6 +44,13 @@ class Pairs(L.LightningDataModule):
         resolution: height and width in px.
         crop: in the middle, or at one of 16 places along the longer side at random.
         flip: mirror every sample (as the official code of PairCustomization does), none, or every other at random.
+        prompts: what `validate`, `test` and `predict` draw: a text file with one prompt in a line, or a list; see
+            `Prompts`. The pair's filter makes the exact twins for `test`.
+        pictures_per_prompt: pictures drawn for each of them.
+        photos: what they stylize instead: image files, folders or scenes; see `Pictures`. The pair's `scene_style`
+            makes the exact twins of scenes.
+        photo_caption: what photos show that have no `.txt` file beside them and are no scenes.
+        eval_batch_size: of prompts or photos.
         batch_size: samples per device and iteration.
         seed: seed of order, prompts, crops and mirroring.
         num_workers: processes that read and crop.
@@ -59,26 +67,44 @@ class Pairs(L.LightningDataModule):
         resolution: int = 512,
         crop: Literal["center", "random"] = "center",
         flip: Literal["never", "always", "random"] = "always",
+        prompts: str | list[str] | None = None,
+        pictures_per_prompt: int = 1,
+        photos: str | list[str] | None = None,
+        photo_caption: str = "",
+        eval_batch_size: int = 1,
         batch_size: int = 1,
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(logger=False, ignore=["batch_size", "num_workers"])
+        unlogged = ["batch_size", "num_workers", "eval_batch_size", "prompts", "pictures_per_prompt", "photos"]
+        self.save_hyperparameters(logger=False, ignore=[*unlogged, "photo_caption"])
         at_least(1, batch_size=batch_size)
         at_least(0, num_workers=num_workers)
         if resolution not in SIDES:
             raise UserError(f"resolution is {resolution}; expected {SIDES[0]} to {SIDES[-1]} px.")
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        _check_prompts(prompts)
+        prompt_list = [prompt] if isinstance(prompt, str) else list(prompt)
+        _check_prompts(prompt_list)
         self.batch_size = batch_size
         self.num_workers = num_workers
         pairs = find_pairs(content, style=style, filter=filter, scene_style=scene_style)
         for pair in pairs:
             pair.check(resolution)
-        if any("{caption}" in text for text in prompts):
+        if any("{caption}" in text for text in prompt_list):
             _check_captions(pairs)
-        self.crops = PairCrops(tuple(pairs), tuple(prompts), resolution, seed, crop == "random", flip)
+        self.crops = PairCrops(tuple(pairs), tuple(prompt_list), resolution, seed, crop == "random", flip)
+        self.new: Prompts | Pictures | None = None
+        if prompts is not None and photos is not None:
+            raise UserError("data.prompts and data.photos are both set; name what is to be drawn by one of them.")
+        if prompts is not None:
+            self.new = Prompts(
+                prompts=prompts, pictures_per_prompt=pictures_per_prompt, batch_size=eval_batch_size, filter=filter
+            )
+        elif photos is not None:
+            self.new = Pictures(
+                images=photos, resolution=resolution, batch_size=eval_batch_size, twin_style=scene_style,
+                captions=photo_caption,
+            )  # fmt: skip
 
     @property
     def views(self) -> int:
@@ -93,6 +119,25 @@ class Pairs(L.LightningDataModule):
             batch_size=self.batch_size,
             num_workers=self.num_workers,
         )
+
+    def val_dataloader(self) -> Any:
+        return [] if self.new is None else self._new().val_dataloader()
+
+    def test_dataloader(self) -> Any:
+        return self._new().test_dataloader()
+
+    def predict_dataloader(self) -> Any:
+        return self._new().predict_dataloader()
+
+    def twin(self, images: Tensor) -> Tensor | None:
+        """The exact twins of pictures (B, 3, H, W) drawn from prompts; None where no filter makes them."""
+        return self.new.twin(images) if isinstance(self.new, Prompts) else None
+
+    def _new(self) -> Prompts | Pictures:
+        if self.new is None:
+            raise UserError("There is nothing new to draw: set data.prompts or data.photos.")
+        self.new.trainer = self.trainer
+        return self.new
 
 
 @dataclass(frozen=True)

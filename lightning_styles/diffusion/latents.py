@@ -16,7 +16,7 @@ def to_latents(vae: Any, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def posterior(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Means and standard deviations (B, 4, h, w), float32, of the scaled latents of pictures (B, 3, H, W) in [-1, 1]."""
+    """Means and deviations (B, 4, h, w), float32, of the scaled latents of pictures (B, 3, H, W) in [-1, 1]."""
     with _precise(vae), torch.autocast(images.device.type, enabled=False):
         found = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
     mean = found.mean.float()

@@ -1,4 +1,4 @@
-"""Concept Sliders from image pairs (arXiv 2311.12092, section 4.2): one LoRA whose sign says which way the style goes."""
+"""Concept Sliders from image pairs (arXiv 2311.12092, section 4.2): one LoRA whose sign says which way to go."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ class ConceptSlider(LoRAMethod):
         return {"lora": (AdamW(trained, lr=self.hparams.lr, weight_decay=self.hparams.weight_decay), None)}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """|| eps - eps_{+}(z_s,t) ||^2 + || eps - eps_{-}(z_c,t) ||^2, both halves in one batch."""
+        """|| eps - eps_{+}(z_s, t) ||^2 + || eps - eps_{-}(z_c, t) ||^2, both halves in one batch."""
         pairs = len(batch["prompt"])
         x = torch.cat([batch["style"], batch["content"]])
         z = self.sampled(*self.posterior(x), "posterior")

@@ -12,7 +12,7 @@ from lightning_styles import noise
 from lightning_styles.diffusion.schedules import NoiseSchedule
 from lightning_styles.errors import UserError, at_least
 from lightning_styles.imaging import pad_to_multiple
-from lightning_styles.models.adapters import enable_gradient_checkpointing, routed
+from lightning_styles.models.adapters import enable_gradient_checkpointing
 from lightning_styles.module import StyleModule
 from lightning_styles.pretrained.lora_export import save_lora
 
@@ -127,7 +127,7 @@ class LoRAMethod(StyleModule):
         return f"{prompt} {self.hparams.style_phrase}".strip()
 
     def time_ids(self, x: Tensor, size: Tensor | None = None, crop: Tensor | None = None) -> Tensor:
-        """(B, 6): sizes (height, width) of the files, (top, left) of the crops and size of x (arXiv 2307.01952, 2.2)."""
+        """(B, 6): (height, width) of the files, (top, left) of the crops, (height, width) of x (arXiv 2307.01952)."""
         target = torch.tensor(x.shape[-2:], device=x.device).expand(len(x), 2)
         size = target if size is None else size
         crop = torch.zeros_like(target) if crop is None else crop
@@ -172,14 +172,14 @@ class LoRAMethod(StyleModule):
         from lightning_styles.diffusion.style_guidance import StyleGuidancePipeline, StyleGuidanceXLPipeline
 
         config = self.base.scheduler
-        scheduler_class = getattr(diffusers, SCHEDULERS.get(scheduler, config.get("_class_name", "DDIMScheduler")))
+        name: str = SCHEDULERS.get(scheduler) or config.get("_class_name", "DDIMScheduler")
         parts = [self.base.vae, self.base.text_encoder, *([self.base.text_encoder_2] if self.base.is_xl else [])]
         for part in parts:
             part.to(self.device)
         try:
             yield self.base.assemble(
                 StyleGuidanceXLPipeline if self.base.is_xl else StyleGuidancePipeline,
-                scheduler=scheduler_class.from_config(config),
+                scheduler=getattr(diffusers, name).from_config(config),
             )
         finally:
             if self._trainer is not None and self.trainer.training:

@@ -27,15 +27,16 @@ BOTH = ((CONTENT, 1.0), (STYLE, 1.0))
 class PairCustomization(LoRAMethod):
     """Learn content and style of a pair apart, in two LoRAs; only the style LoRA is kept for new pictures.
 
-    The content LoRA reconstructs the photo (equation 5); from `style_from` on the style LoRA, on top of the content LoRA
-    without its gradient, reconstructs the stylised twin (equation 6).
+    The content LoRA reconstructs the photo (equation 5); from `style_from` on the style LoRA, on top of the content
+    LoRA without its gradient, reconstructs the stylised twin (equation 6).
 
     Args:
         style_phrase: what the style adds to every prompt, such as "in digital art style".
         style_from: iterations in which the content LoRA learns alone.
         content_rank: of the content LoRA, whose alpha is its rank.
         style_rank: of the style LoRA, likewise.
-        down: the down matrices A: "orthogonal" to each other and fixed (section 4.2), or the ablation "gaussian", trained.
+        down: the down matrices A: "orthogonal" to each other and fixed (section 4.2), or the ablation "gaussian",
+            trained.
         update: "sequential" steps, in which the style sees the content LoRA that this iteration has moved (official
             code), or one "joint" step on the sum of both losses (equation 7), which is cheaper.
         basis_seed: of the orthonormal bases.
@@ -99,7 +100,8 @@ class PairCustomization(LoRAMethod):
 
     def named_optimizers(self) -> dict[str, tuple[Optimizer, LambdaLR | None]]:
         h = self.hparams
-        return {"loras": (AdamW([*self.trained[CONTENT], *self.trained[STYLE]], h.lr, weight_decay=h.weight_decay), None)}
+        trained = [*self.trained[CONTENT], *self.trained[STYLE]]
+        return {"loras": (AdamW(trained, lr=h.lr, weight_decay=h.weight_decay), None)}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """One t and one eps for both pictures; then the content alone, then the style on top of it."""
@@ -118,14 +120,14 @@ class PairCustomization(LoRAMethod):
         self.total_loss({name: loss.detach() for name, loss in losses.items()}, {})
 
     def content_loss(self, batch: dict[str, Any], z_c: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """|| eps - eps_{theta_0 + B_c}(z_c,t, c) ||^2 (equation 5)."""
+        """|| eps - eps_{theta_0 + B_c}(z_c, t, c) ||^2 (equation 5)."""
         time_ids = self.time_ids(batch["content"], batch["content_size"], batch["crop"])
         with routed(self.unet, CONTENT):
             eps_hat = self.denoise(self.schedule.add_noise(z_c, eps, t), t, batch["prompt"], time_ids)
         return self.loss(eps_hat, eps, t)
 
     def style_loss(self, batch: dict[str, Any], z_s: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """|| eps - eps_{theta_0 + sg[B_c] + B_s}(z_s,t, c_style) ||^2 (equation 6)."""
+        """|| eps - eps_{theta_0 + sg[B_c] + B_s}(z_s, t, c_style) ||^2 (equation 6)."""
         prompts = [self.in_style(prompt) for prompt in batch["prompt"]]
         time_ids = self.time_ids(batch["style"], batch["style_size"], batch["crop"])
         with routed(self.unet, BOTH, detached=[CONTENT]):
@@ -160,6 +162,6 @@ class PairCustomization(LoRAMethod):
         return self.sampled(mean_c, std_c, "posterior of content"), self.sampled(mean_s, std_s, "posterior of style")
 
     def export(self, path: Path, layout: str) -> None:
-        name, _, rest = layout.rpartition("content_")
         name = CONTENT if layout.startswith("content_") else STYLE
-        save_lora(self.unet, path, rest or layout, name, self.lora_metadata(), torch.float32)
+        metadata = self.lora_metadata() | {"adapter": name}
+        save_lora(self.unet, path, layout.removeprefix("content_"), name, metadata, torch.float32)

@@ -1,9 +1,10 @@
 """Named LoRA adapters in one frozen UNet (arXiv 2106.09685), and which of them each row of a batch takes.
 
 One UNet serves as style model, real model and fake score at once: `routed(unet, ["style", "fake", None])`
-sends row 0 through the adapter "style", row 1 through "fake" and row 2 through the frozen base; a row may also take
-several adapters at their own strengths, `(("content", 1.0), ("style", 0.4))`. The PEFT setters (`set_adapter`, `disable_adapters`) are not used for that, because they also flip requires_grad: an
-adapter switched off between its forward and its backward would silently get no gradient.
+sends row 0 through the adapter "style", row 1 through "fake" and row 2 through the frozen base; a row may also
+take several adapters at their own strengths, `(("content", 1.0), ("style", 0.4))`. The PEFT setters
+(`set_adapter`, `disable_adapters`) are not used for that, because they also flip requires_grad: an adapter
+switched off between its forward and its backward would silently get no gradient.
 """
 
 import math

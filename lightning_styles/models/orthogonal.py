@@ -65,7 +65,7 @@ def basis_rows(width: int, start: int, rank: int, seed: int) -> nn.Parameter:
 def add_gaussian_loras(
     unet: nn.Module, ranks: dict[str, int], targets: Sequence[str], generator: torch.Generator
 ) -> dict[str, list[nn.Parameter]]:
-    """The ablation of `add_orthogonal_loras`: A normal with standard deviation 1 / rank, of each layer its own, trained."""
+    """The ablation of `add_orthogonal_loras`: A normal with deviation 1 / rank, of each layer its own, trained."""
     trained = {}
     for name, rank in ranks.items():
         parameters = add_lora(unet, name, rank, float(rank), targets)

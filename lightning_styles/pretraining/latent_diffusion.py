@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lightning_styles.diffusion.schedules import NoiseSchedule
 from lightning_styles.errors import UserError
+from lightning_styles.pretrained import locate
 from lightning_styles.pretrained.stable_diffusion import StableDiffusion, encode_prompts, load_stable_diffusion
 from lightning_styles.pretraining.base import Pretraining
 from lightning_styles.pretraining.tokenizer import train_clip_tokenizer
@@ -32,8 +33,9 @@ class LatentDiffusionPretraining(Pretraining):
 
     Args:
         iterations: optimizer steps.
-        autoencoder: folder that holds `vae/` in diffusers layout.
-        tokenizer: folder for the tokenizer; learned from the captions of the data when it does not exist.
+        autoencoder: base model, or folder, that holds `vae/` in diffusers layout.
+        tokenizer: folder for the tokenizer, learned from the captions of the data when it does not exist; null is the
+            one beside the autoencoder.
         start: base model to go on from, whose UNet and text encoder have this shape; None starts from random weights.
         vocabulary: learned entries of the tokenizer at most.
         prompt_length: tokens of a padded prompt.
@@ -57,7 +59,7 @@ class LatentDiffusionPretraining(Pretraining):
         *,
         iterations: int,
         autoencoder: str,
-        tokenizer: str,
+        tokenizer: str | None = None,
         start: str | None = None,
         vocabulary: int = 400,
         prompt_length: int = 32,
@@ -77,7 +79,7 @@ class LatentDiffusionPretraining(Pretraining):
     @classmethod
     def required_models(cls, init_args: dict[str, Any]) -> list[tuple[str, str]]:
         start = [(init_args["start"], "stable-diffusion")] if init_args.get("start") else []
-        return [(init_args["autoencoder"], "autoencoder folder"), *start]
+        return [(init_args["autoencoder"], "stable-diffusion"), *start]
 
     def kept(self, name: str) -> bool:
         return name.startswith(("unet.", "text_encoder."))
@@ -87,10 +89,10 @@ class LatentDiffusionPretraining(Pretraining):
             return
         from diffusers import AutoencoderKL
 
-        h = self.hparams
-        if not (Path(h.autoencoder) / "vae").is_dir():
-            raise UserError(f"{h.autoencoder} has no folder vae; train one with configs/pretrain/autoencoder.yaml.")
-        self.vae = AutoencoderKL.from_pretrained(h.autoencoder, subfolder="vae", local_files_only=True)
+        folder = locate(self.hparams.autoencoder, "stable-diffusion")
+        if not (folder / "vae").is_dir():
+            raise UserError(f"{folder} has no folder vae; train one with configs/pretrain/autoencoder.yaml.")
+        self.vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", local_files_only=True)
         self.vae.eval().requires_grad_(False)
         self.tokenizer = self.build_tokenizer()
         self.build_networks()
@@ -124,11 +126,17 @@ class LatentDiffusionPretraining(Pretraining):
         """The tokenizer of this run, learned from the data's captions if need be."""
         from transformers import CLIPTokenizer
 
-        h, folder = self.hparams, Path(self.hparams.tokenizer)
+        h, folder = self.hparams, self.tokenizer_folder
         if not (folder / "vocab.json").exists():
             corpus = self.trainer.datamodule.corpus()  # type: ignore[attr-defined]
             train_clip_tokenizer(corpus, folder, h.vocabulary, h.prompt_length)
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer lies or will lie."""
+        h = self.hparams
+        return Path(h.tokenizer) if h.tokenizer else locate(h.autoencoder, "stable-diffusion") / "tokenizer"
 
     def text_config(self, width: int, layers: int) -> Any:
         """Architecture of a CLIP text encoder for this tokenizer."""
@@ -203,4 +211,4 @@ class LatentDiffusionPretraining(Pretraining):
         self.bundle().pipeline(**halves).save_pretrained(path)
         for folder in path.glob("tokenizer*"):
             for file in ("vocab.json", "merges.txt"):  # the classic layout, beside what transformers writes now
-                shutil.copy(Path(self.hparams.tokenizer) / file, folder)
+                shutil.copy(self.tokenizer_folder / file, folder)

@@ -1,6 +1,5 @@
 """PairCustomization against the official code: bases, three training steps through Lightning, and files."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,7 @@ def batch() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Given, Steps, list[dict[str, float]]]]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Given, Steps, list[dict[str, float]]]:
     method, steps, losses = Given(), Steps(), []
     method.configure_model()
     fill_adapters(method.unet)
@@ -106,7 +105,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Given, S
     run = quiet_trainer(tmp_path_factory.mktemp("parity"), 3, callbacks=[steps])
     run.fit(method, train_dataloaders=DataLoader([batch()] * 3, batch_size=1))  # type: ignore[arg-type]
     assert run.global_step == 3
-    yield method, steps, losses
+    return method, steps, losses
 
 
 def test_losses_are_the_official_ones(trained: tuple[Given, Steps, list[dict[str, float]]]) -> None:

@@ -105,8 +105,8 @@ def style_pictures(_: Micro, workers: int) -> StyleImages:
 
 def pairs(_: Micro, workers: int) -> Pairs:
     return Pairs(
-        content="scene:portrait/0-2", scene_style="cartoon", prompt="a photo of {caption}", resolution=32, flip="random",
-        batch_size=2, num_workers=workers,
+        content="scene:portrait/0-2", scene_style="cartoon", prompt="a photo of {caption}", resolution=32,
+        flip="random", batch_size=2, num_workers=workers,
     )  # fmt: skip
 
 
