@@ -52,13 +52,13 @@ def labelled_sheets(
 def _sheet(photo: Tensor, cells: list[list[Tensor]], rows: list[str], columns: list[str]) -> Tensor:
     lines = []
     for number, (row, pictures) in enumerate(zip(rows, cells, strict=True)):
-        left = _labelled(torch.ones_like(photo)) if number else _labelled(photo, "photo")
-        shown = [_labelled(picture, row, column) for picture, column in zip(pictures, columns, strict=True)]
+        left = labelled(torch.ones_like(photo)) if number else labelled(photo, "photo")
+        shown = [labelled(picture, row, column) for picture, column in zip(pictures, columns, strict=True)]
         lines.append(torch.cat([left, *shown], dim=-1))
     return torch.cat(lines, dim=-2)
 
 
-def _labelled(picture: Tensor, *lines: str) -> Tensor:
+def labelled(picture: Tensor, *lines: str) -> Tensor:
     """The picture (3, H, W) with two lines of text above it and a white border."""
     label = Image.new("RGB", (picture.shape[-1], 2 * LINE), "white")
     for number, line in enumerate(lines):

@@ -1,21 +1,13 @@
 """All passes of one guided step as one batch: the rows of the base and of every style side by side."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_styles.models.adapters import routed
-
-Entry = tuple[tuple[str, float], ...] | None  # the adapters of a row with their factors; None is the base
-
-
-class Text(NamedTuple):
-    """Embeddings of B prompts: states (B, L, D) and, of SDXL, pooled (B, P)."""
-
-    states: Tensor
-    pooled: Tensor | None
+from lightning_styles.models.adapters import Entry, routed
+from lightning_styles.pretrained.stable_diffusion import Text
 
 
 class Rows:

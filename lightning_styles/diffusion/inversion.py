@@ -158,7 +158,7 @@ def patch_divergence(eps: Tensor, like: Tensor, side: int = 4, tiny: float = 1e-
     """Sum of twice the Gaussian Kullback-Leibler divergences between equal patches of two predictions (B, 4, h, w)."""
     (mean, var), (mean_like, var_like) = (patch_statistics(one, side) for one in (eps, like))
     terms = ((var_like + tiny) / (var + tiny)).log() + (var + (mean - mean_like) ** 2) / (var_like + tiny) - 1
-    return terms.sum(1).abs().sum()
+    return terms.sum()
 
 
 def patch_statistics(x: Tensor, side: int) -> tuple[Tensor, Tensor]:
@@ -200,7 +200,7 @@ def invert(
     generator: torch.Generator | None = None,
     **micro: tuple[int, int] | None,
 ) -> Tensor:
-    """Latents (B, 4, h, w) from which a style guidance pipeline paints real pictures again.
+    """Latents (B, 4, h, w), float32, from which a style guidance pipeline paints real pictures again.
 
     Args:
         pipeline: `StyleGuidancePipeline` or `StyleGuidanceXLPipeline`, with DDIM as its scheduler.
@@ -221,7 +221,11 @@ def invert(
     if config.timestep_spacing != "leading":
         raise UserError(f"timestep_spacing is {config.timestep_spacing!r}; give the pipeline a DDIM with 'leading'.")
     prompts = [prompt] * len(images) if isinstance(prompt, str) else prompt
-    schedule = NoiseSchedule.from_config(config).to(images.device)
     z = to_latents(pipeline.vae, images)
-    network = pipeline.denoiser(prompts, *images.shape[-2:], **micro)
-    return ddim_inversion(network, z.to(pipeline.unet.dtype), schedule, steps, renoise, generator=generator)
+    schedule = NoiseSchedule.from_config(config).to(z.device)
+    eps = pipeline.denoiser(prompts, *images.shape[-2:], **micro)
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        return eps(x.to(pipeline.unet.dtype), t).float()
+
+    return ddim_inversion(network, z, schedule, steps, renoise, generator=generator)

@@ -15,15 +15,16 @@ from typing import Any, Literal
 import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
-from diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipelineOutput
+from diffusers.pipelines.stable_diffusion.pipeline_output import StableDiffusionPipelineOutput
+from diffusers.pipelines.stable_diffusion_xl.pipeline_output import StableDiffusionXLPipelineOutput
 from torch import Tensor
 
-from lightning_styles.diffusion.guidance_rows import Entry, Rows, Text
+from lightning_styles.diffusion.guidance_rows import Rows
 from lightning_styles.diffusion.latents import to_pixels
 from lightning_styles.diffusion.styles import Mode, Style, check_control, check_prompts, check_styles
 from lightning_styles.errors import UserError, at_least
-from lightning_styles.models.adapters import routed
+from lightning_styles.models.adapters import Entry, Mix, routed
+from lightning_styles.pretrained.stable_diffusion import Text
 
 Sizes = tuple[tuple[int, int] | None, tuple[int, int] | None, tuple[int, int] | None]
 Callback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
@@ -100,7 +101,7 @@ class StyleGuidance:
             num_images_per_prompt: pictures that follow one another for each prompt.
             generator: of the noise; a list has one for each picture.
             latents: noise to start from, or inverted latents.
-            controlnet: a ControlNet for this base.
+            controlnet: a ControlNet for this base; it moves to the UNet's device and precision.
             control_image: what it is shown, one for all pictures or one for each prompt.
             controlnet_scale: factor on its residuals.
             output_type: "pil", "pt" ([0, 1]) or "latent".
@@ -124,8 +125,9 @@ class StyleGuidance:
         text = self._groups(prompts, negative, styles, mode, guidance_scale, count)
         time_ids = self._time_ids((height, width), (original_size, crops_coords_top_left, target_size))
         rows = [Rows(self.unet, groups, time_ids) for groups in (text[0], text[0] + text[1])]
-        for batch in rows if controlnet is not None else ():
-            batch.use_control(controlnet.to(self._execution_device), shown, controlnet_scale)
+        if controlnet is not None and shown is not None:
+            for batch in rows:
+                batch.use_control(controlnet.to(self._execution_device, self.unet.dtype), shown, controlnet_scale)
         dtype, pictures = text[0][0][1].states.dtype, len(prompts) * count
         if latents is not None and len(latents) != pictures:
             raise UserError(f"{len(latents)} latents for {pictures} pictures; give one for each picture.")
@@ -194,26 +196,27 @@ class StyleGuidance:
     ) -> tuple[list[tuple[Entry, Text]], list[tuple[Entry, Text]]]:
         """Adapters and text of the groups at all steps, and of those that come in with the styles."""
         present = [style for style in styles if style.strength]
-        base: Entry = None
+        base: Mix | None = None
         if mode == "scale":
             prompts = [" ".join([prompt, *(style.suffix for style in styles)]) for prompt in prompts]
             base = tuple((style.adapter, style.strength) for style in present) or None
         with self._encoding(base, len(prompts)):
             empty, text = self._encode(prompts, negative, count, guidance != 1)
-        always = [(base, one) for one in (empty, text) if one is not None]
+        always: list[tuple[Entry, Text]] = [(base, one) for one in (empty, text) if one is not None]
         styled: list[tuple[Entry, Text]] = []
         for style in present if mode == "guidance" else ():
-            entry: Entry = ((style.adapter, 1.0),)
+            entry: Mix = ((style.adapter, 1.0),)
             with self._encoding(entry, len(prompts)):
                 words = [f"{prompt} {style.suffix}" for prompt in prompts]
                 styled.append((entry, self._encode(words, None, count, False)[1]))
         return always, styled
 
     @contextmanager
-    def _encoding(self: Any, entry: Entry, prompts: int) -> Iterator[None]:
+    def _encoding(self: Any, entry: Mix | None, prompts: int) -> Iterator[None]:
         """Text encoders take those of the adapters that reach them, which few LoRAs do."""
         with ExitStack() as stack:
-            for encoder in (self.text_encoder, getattr(self, "text_encoder_2", None)):
+            for part in ("text_encoder", "text_encoder_2"):
+                encoder: Any = getattr(self, part, None)
                 if known := getattr(encoder, "peft_config", None):
                     own = tuple(pair for pair in entry or () if pair[0] in known) or None
                     stack.enter_context(routed(encoder, [own] * prompts))
@@ -221,10 +224,10 @@ class StyleGuidance:
 
     def _size(self: Any, height: int | None, width: int | None) -> tuple[int, int]:
         side = self.unet.config.sample_size * self.vae_scale_factor
-        height, width = height or side, width or side
-        if height % self.vae_scale_factor or width % self.vae_scale_factor:
-            raise UserError(f"{height} x {width} px asked for; sides must be multiples of {self.vae_scale_factor}.")
-        return height, width
+        size = height or side, width or side
+        if any(one % self.vae_scale_factor for one in size):
+            raise UserError(f"{size[0]} x {size[1]} px asked for; sides must be multiples of {self.vae_scale_factor}.")
+        return size
 
     def _shown(self: Any, image: Any, height: int | None, width: int | None, prompts: int, count: int) -> Tensor:
         """Control pictures (B, 3, H, W) in [0, 1]."""
@@ -250,12 +253,12 @@ class StyleGuidanceXLPipeline(StyleGuidance, StableDiffusionXLPipeline):
     """Style guidance for SDXL."""
 
     def _encode(
-        self, prompts: list[str], negative: list[str] | None, count: int, unconditional: bool
+        self: Any, prompts: list[str], negative: list[str] | None, count: int, unconditional: bool
     ) -> tuple[Text | None, Text]:
         """Text of the negative or empty prompts (zeros where the base was trained so) and of the prompts."""
         states, empty, pooled, pooled_empty = self.encode_prompt(
             prompts, num_images_per_prompt=count, do_classifier_free_guidance=unconditional, negative_prompt=negative
-        )  # type: ignore[arg-type]
+        )
         return Text(empty, pooled_empty) if unconditional else None, Text(states, pooled)
 
     def _time_ids(self, size: tuple[int, int], told: Sizes) -> Tensor:
@@ -275,7 +278,7 @@ class StyleGuidancePipeline(StyleGuidance, StableDiffusionPipeline):
     """Style guidance for Stable Diffusion 1.x."""
 
     def _encode(
-        self, prompts: list[str], negative: list[str] | None, count: int, unconditional: bool
+        self: Any, prompts: list[str], negative: list[str] | None, count: int, unconditional: bool
     ) -> tuple[Text | None, Text]:
         """Text of the negative or empty prompts and of the prompts."""
         states, empty = self.encode_prompt(prompts, self._execution_device, count, unconditional, negative)

@@ -51,7 +51,9 @@ def check_control(unet: Any, controlnet: Any, image: Any) -> None:
     """Refuse a ControlNet without a picture, the reverse, and one for another base."""
     if (controlnet is None) != (image is None):
         raise UserError("a ControlNet needs a control_image, and a control_image a ControlNet; give both or neither.")
-    for key in ("cross_attention_dim", "block_out_channels") if controlnet is not None else ():
+    if controlnet is None:
+        return
+    for key in ("cross_attention_dim", "block_out_channels"):
         one, other = controlnet.config[key], unet.config[key]
         if one != other:
             raise UserError(f"the ControlNet has {key} {one}, the base {other}; choose a ControlNet for this base.")
