@@ -1,4 +1,4 @@
-"""`convert`: trained results in the formats of other tools."""
+"""`convert`: trained results in the formats of other tools, and StyleGAN2 between its formats."""
 
 import argparse
 from pathlib import Path
@@ -12,7 +12,8 @@ FORMATS = {
     "kohya": "style LoRA in kohya layout, .safetensors (WebUI, ComfyUI)",
     "diffusers": "style LoRA (.safetensors) or base model (folder) in diffusers layout",
     "osasis": "OSASIS stylizer as its official code writes and reads it, iter_<n>.pt",
-    "safetensors": "a small network of the embedded world, .safetensors",
+    "safetensors": "a small network of the embedded world, or a file of StyleGAN2, .safetensors",
+    "rosinality": "StyleGAN2 as rosinality's code reads it, .pt, from NVIDIA's .pkl, .pt or .safetensors",
 }
 
 
@@ -42,6 +43,19 @@ def export_trained(source: Path, output: Path, layout: str, trust: bool) -> None
     model.export(output, layout)
 
 
+def convert_stylegan2(source: Path, output: Path, layout: str) -> None:
+    """Rewrite a file of StyleGAN2 that another program wrote.
+
+    Raises:
+        UserError: it is none.
+    """
+    from lightning_styles.pretrained.stylegan2 import load_stylegan2, save_rosinality, save_stylegan2
+
+    check_writable(output.parent)
+    save = save_rosinality if layout == "rosinality" else save_stylegan2
+    save(output, load_stylegan2(source))
+
+
 def parser() -> argparse.ArgumentParser:
     """The options of `convert`, with the table of conversions."""
     width = max(len(name) for name in FORMATS)
@@ -66,6 +80,9 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     if not options.input.exists():
         raise UserError(f"There is no file or folder {options.input}; check the path.")
-    export_trained(options.input, options.output, options.to, options.trust)
+    if options.input.suffix in (".pkl", ".pt", ".safetensors") and options.to in ("rosinality", "safetensors"):
+        convert_stylegan2(options.input, options.output, options.to)
+    else:
+        export_trained(options.input, options.output, options.to, options.trust)
     print(f"Wrote {options.output}")
     return 0

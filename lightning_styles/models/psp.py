@@ -7,7 +7,7 @@ Notation: B batch, L styles of a picture, D length of a style.
 
 from itertools import accumulate
 from math import log2
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,9 @@ class GradualStyleEncoder(nn.Module):
         size: px of the pictures, 256 in the official one.
         widths, blocks: of the trunk, see `arcface.body`; the official ones are those of IR-SE50.
         variational: put the layers `fc_mu` and `fc_var` on top, which see every code by itself.
+
+    Attributes:
+        arguments: the above, which build it again.
     """
 
     def __init__(
@@ -55,6 +58,10 @@ class GradualStyleEncoder(nn.Module):
         variational: bool = False,
     ) -> None:
         super().__init__()
+        self.arguments: dict[str, Any] = {
+            "n_styles": n_styles, "style_dim": style_dim, "size": size, "widths": widths, "blocks": blocks,
+            "variational": variational,
+        }  # fmt: skip
         self.size, self.variational, last = size, variational, widths[-1]
         self.input_layer, self.body = input_layer(widths[0]), body(widths, blocks)
         self.taps = [end - 1 for end in accumulate(blocks)][-3:]

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_styles.errors import UserError
@@ -21,7 +22,13 @@ def load_arcface(path: Path) -> ArcFace:
     Raises:
         UserError: damaged, of another architecture (the first keys that differ are named), or unsafe to open.
     """
-    return build(ArcFace, _state(path, "model_ir_se50.pth"), path.name)
+    return build(ArcFace, with_counters(_state(path, "model_ir_se50.pth")), path.name)
+
+
+def with_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with the counters of batch norms, which old files lack and nothing but training reads."""
+    norms = [key.removesuffix("running_mean") for key in state if key.endswith(".running_mean")]
+    return {f"{norm}num_batches_tracked": torch.tensor(0) for norm in norms} | dict(state)
 
 
 def load_dino(path: Path) -> DinoKeys:

@@ -17,7 +17,7 @@ Net = TypeVar("Net", bound=nn.Module)
 
 # Old checkpoints hold, beside their tensors, classes and values of these packages. None of them is needed, and none
 # of them is run or even imported: an empty object takes its place.
-BESIDE_TENSORS = ("pytorch_lightning.", "lightning.", "pathlib.", "numpy.")
+BESIDE_TENSORS = ("pytorch_lightning.", "lightning.", "pathlib.", "numpy.", "argparse.")
 
 
 class Foreign:
