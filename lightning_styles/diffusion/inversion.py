@@ -212,7 +212,7 @@ def invert(
         micro: original_size, target_size and crops_coords_top_left as in the pipeline's call.
 
     Raises:
-        UserError: a scheduler other than DDIM with leading steps and without clipping.
+        UserError: a scheduler other than DDIM with leading steps and without clipping, or an inversion that diverges.
     """
     at_least(1, steps=steps)
     config = pipeline.scheduler.config
@@ -228,4 +228,9 @@ def invert(
     def network(x: Tensor, t: Tensor) -> Tensor:
         return eps(x.to(pipeline.unet.dtype), t).float()
 
-    return ddim_inversion(network, z, schedule, steps, renoise, generator=generator)
+    x = ddim_inversion(network, z, schedule, steps, renoise, generator=generator)
+    if not x.isfinite().all():
+        raise UserError(
+            f"the inversion diverged with {renoise or 'DDIM alone'}; lower kl and correlation, or leave it out."
+        )
+    return x

@@ -180,6 +180,12 @@ def test_other_samplers_are_refused(micro: Micro) -> None:
         invert(pipeline, image, "a photo")
 
 
+def test_a_regularization_that_diverges_is_told(micro: Micro) -> None:
+    pipeline = make(micro.base)
+    with pytest.raises(UserError, match="diverged"):
+        invert(pipeline, torch.zeros(1, 3, 32, 32), "a photo", steps=5, renoise=ReNoise(correlation=1e4))
+
+
 def make(name: str) -> Any:
     from diffusers import DDIMScheduler
 
