@@ -149,6 +149,17 @@ def test_widths_of_ones_own_and_fresh_noise() -> None:
     ]  # fmt: skip
 
 
+def test_the_layers_that_freezing_counts() -> None:
+    d = Discriminator(32, channels=SMALL)
+    names = {module: name for name, module in d.named_modules()}
+    assert [names[layer] for layer in d.layers()] == [
+        "convs.0",
+        *(f"convs.{j}.{part}" for j in (1, 2, 3) for part in ("conv1", "conv2", "skip")),
+        "final_conv", "final_linear.0", "final_linear.1",
+    ]  # fmt: skip
+    assert {p for layer in d.layers() for p in layer.parameters()} == set(d.parameters())
+
+
 def test_features_can_be_replaced() -> None:
     g = Generator(32, 24, 2, channels=SMALL)
     a, b = torch.randn(2, 2, 24)

@@ -4,6 +4,7 @@ Notation: B batch, C channels, H W pixels.
 """
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,14 @@ class Discriminator(nn.Module):
         self.final_linear = nn.Sequential(
             EqualLinear(widths[4] * 16, widths[4], activate=True), EqualLinear(widths[4], 1)
         )
+
+    def layers(self) -> list[nn.Module]:
+        """The layers from RGB to logits, in the order in which FreezeD (arXiv 2002.10964) holds the first ones still.
+
+        A block counts as three: its convolutions and the path beside them.
+        """
+        blocks = [part for block in list(self.convs)[1:] for part in (block.conv1, block.conv2, block.skip)]
+        return [self.convs[0], *cast("list[nn.Module]", blocks), self.final_conv, *self.final_linear]
 
     def features(self, image: Tensor) -> list[Tensor]:
         """The maps after the layer from RGB and after each block, from `size` down to 4 px."""
