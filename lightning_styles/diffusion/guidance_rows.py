@@ -22,12 +22,11 @@ class Rows:
     def __init__(self, unet: Any, groups: Sequence[tuple[Entry, Text]], time_ids: Tensor | None = None) -> None:
         self.unet, self.groups = unet, len(groups)
         self.route = [entry for entry, text in groups for _ in text.states]
-        added = None
-        if time_ids is not None:
-            pooled = torch.cat([text.pooled for _, text in groups if text.pooled is not None])
-            added = {"text_embeds": pooled, "time_ids": time_ids.to(pooled).repeat(len(pooled), 1)}
-        states = torch.cat([text.states for _, text in groups])
-        self.text: dict[str, Any] = {"encoder_hidden_states": states, "added_cond_kwargs": added}
+        self.dtype = unet.conv_in.weight.dtype  # which may be lower than that of text, latents and differences
+        text, added = Text.cat([text for _, text in groups]).to(dtype=self.dtype), None
+        if time_ids is not None and text.pooled is not None:
+            added = {"text_embeds": text.pooled, "time_ids": time_ids.to(text.pooled.device).repeat(len(self.route), 1)}
+        self.text: dict[str, Any] = {"encoder_hidden_states": text.states, "added_cond_kwargs": added}
         self.residuals: Callable[[Tensor, Tensor], dict[str, Any]] = lambda x, t: {}
 
     def use_control(self, controlnet: Any, image: Tensor, scale: float) -> None:
@@ -48,7 +47,8 @@ class Rows:
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
-        """eps of all rows x (G B, ...)."""
+        """eps of all rows x (G B, ...), in the precision of x."""
+        known, x = x.dtype, x.to(self.dtype)
         residuals = self.residuals(x, t)
         with routed(self.unet, self.route):
-            return self.unet(x, t, **self.text, **residuals, return_dict=False)[0]
+            return self.unet(x, t, **self.text, **residuals, return_dict=False)[0].to(known)

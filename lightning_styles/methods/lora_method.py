@@ -173,13 +173,15 @@ class LoRAMethod(StyleModule):
 
         config = self.base.scheduler
         name: str = SCHEDULERS.get(scheduler) or config.get("_class_name", "DDIMScheduler")
+        # What a DDIM that can be run backwards needs, whatever scheduler the base came with.
+        changes = {"clip_sample": False, "timestep_spacing": "leading"} if scheduler == "ddim" else {}
         parts = [self.base.vae, self.base.text_encoder, *([self.base.text_encoder_2] if self.base.is_xl else [])]
         for part in parts:
             part.to(self.device)
         try:
             yield self.base.assemble(
                 StyleGuidanceXLPipeline if self.base.is_xl else StyleGuidancePipeline,
-                scheduler=getattr(diffusers, name).from_config(config),
+                scheduler=getattr(diffusers, name).from_config(config, **changes),
             )
         finally:
             if self._trainer is not None and self.trainer.training:

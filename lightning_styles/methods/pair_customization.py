@@ -37,7 +37,7 @@ class PairCustomization(LoRAMethod):
         style_rank: of the style LoRA, likewise.
         down: the down matrices A: "orthogonal" to each other and fixed (section 4.2), or the ablation "gaussian",
             trained.
-        update: "sequential" steps, in which the style sees the content LoRA that this iteration has moved (official
+        updates: "sequential" steps, in which the style sees the content LoRA that this iteration has moved (official
             code), or one "joint" step on the sum of both losses (equation 7), which is cheaper.
         basis_seed: of the orthonormal bases.
         targets: names, or ends of names, of the layers that get LoRAs.
@@ -64,7 +64,7 @@ class PairCustomization(LoRAMethod):
         content_rank: int = 64,
         style_rank: int = 64,
         down: Literal["orthogonal", "gaussian"] = "orthogonal",
-        update: Literal["sequential", "joint"] = "sequential",
+        updates: Literal["sequential", "joint"] = "sequential",
         basis_seed: int = BASIS_SEED,
         targets: list[str] = ATTENTION,
         lr: float = 1e-5,
@@ -108,7 +108,7 @@ class PairCustomization(LoRAMethod):
         z_c, z_s = self.latents(batch)
         t, eps = self.timesteps(z_c), self.noise(z_c)
         alone = self.iteration < self.hparams.style_from
-        if self.hparams.update == "joint" and not alone:
+        if self.hparams.updates == "joint" and not alone:
             losses = {"content": self.content_loss(batch, z_c, eps, t), "style": self.style_loss(batch, z_s, eps, t)}
             self.optimize("loras", self.total_loss(losses, {}))
             return

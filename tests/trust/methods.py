@@ -137,7 +137,7 @@ METHODS: dict[str, Method] = {
     ),
     "pair_customization, joint": Method(
         lambda micro, **changes: make_pair_customization(
-            micro, **({"base": micro.base, "update": "joint", "down": "gaussian", "snr_gamma": 5.0} | changes)
+            micro, **({"base": micro.base, "updates": "joint", "down": "gaussian", "snr_gamma": 5.0} | changes)
         ),
         pairs,
         losses=("content", "style"),
