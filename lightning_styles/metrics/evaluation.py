@@ -8,13 +8,17 @@
 | structure | structure network | `structure`: difference of the self-similarities of result and source |
 | style_features | perceptual network | `fid`, `kid`, and with a content distance `artfid` |
 | inception | weights of FID's Inception | the same by Inception, in place of style_features |
+| dreamsim | folder of DreamSim's files | `dreamsim_content`, `dreamsim_twin`: as content and twin |
 
 Always: `n` pictures; where the exact answer is known `twin_l1`, its pixel distance; against the style images
-`spectrum`, the difference of the radially averaged power spectra in decades.
+`spectrum`, the difference of the radially averaged power spectra in decades. Where pictures are of the same prompt,
+`diversity` and `dreamsim_diversity`: their distances from each other by the same networks.
 """
 
+import copy
 import difflib
 import logging
+import math
 import warnings
 
 import torch
@@ -22,6 +26,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, SumMetric
 
 from lightning_styles.errors import UserError
+from lightning_styles.metrics.diversity import Diversity
 from lightning_styles.metrics.fid import (
     LEAST,
     FrechetDistance,
@@ -44,6 +49,7 @@ KINDS = {
     "structure": "structure",
     "style_features": "perceptual",
     "inception": "inception",
+    "dreamsim": "dreamsim",
 }
 EITHER = (("perceptual", "lpips"), ("style_features", "inception"))
 RINGS = 16  # of the spectra, so pictures need 32 pixels each way
@@ -84,10 +90,11 @@ class Evaluation(nn.Module):
         self.given_style = False
         self.n, self.twin_n, self.style_n = SumMetric(), SumMetric(), SumMetric()
         self.to_source, self.to_twin = nn.ModuleDict(), nn.ModuleDict({"twin_l1": PixelDistance()})
-        if "lpips" in metrics or "perceptual" in metrics:
-            content = load_distance(metrics.get("lpips"), metrics.get("perceptual"))
-            self.to_source["content"] = PerceptualDistance(content)
-            self.to_twin["twin"] = PerceptualDistance(content)
+        self.in_groups = nn.ModuleDict()
+        for prefix, network in _distances(metrics).items():
+            self.to_source[f"{prefix}content"] = PerceptualDistance(network)
+            self.to_twin[f"{prefix}twin"] = PerceptualDistance(network)
+            self.in_groups[f"{prefix}diversity"] = Diversity(network)
         if "identity" in metrics:
             from lightning_styles.pretrained.networks import load_identity
 
@@ -102,6 +109,17 @@ class Evaluation(nn.Module):
             self.kid = KernelDistance(self.features.num_features)
         self.result_spectrum, self.style_spectrum = RadialSpectrum(RINGS), RadialSpectrum(RINGS)
 
+    def another(self) -> "Evaluation":
+        """An evaluation of other pictures by the same networks, which are not held twice."""
+        metrics = [module for module in self.modules() if isinstance(module, Metric)]
+        networks = [self.features, *(network for metric in metrics for network in metric.children())]
+        made = copy.deepcopy(self, {id(network): network for network in networks if network is not None})
+        for module in made.modules():
+            if isinstance(module, Metric):
+                module.reset()
+        made.sizes, made.given_style = set(), False
+        return made
+
     @torch.no_grad()
     def set_style_images(self, images: Tensor) -> None:
         """Compare with these pictures of the style, (N, 3, H, W) in [-1, 1], the same on every rank, not the twins."""
@@ -110,8 +128,15 @@ class Evaluation(nn.Module):
         self._add_style(images[rank::world])
 
     @torch.no_grad()
-    def update(self, result: Tensor, source: Tensor, twin: Tensor | None = None) -> None:
-        """Add pictures, each argument (B, 3, H, W) in [-1, 1]."""
+    def update(self, result: Tensor, source: Tensor, twin: Tensor | None = None, group: Tensor | None = None) -> None:
+        """Add pictures.
+
+        Args:
+            result: (B, 3, H, W) in [-1, 1], as the next two.
+            source: what they are made from.
+            twin: their exact answers.
+            group: (B,) int64, the prompt that each is of, for the diversity.
+        """
         result, source = result.float(), source.float()
         self.sizes.add((result.shape[-2], result.shape[-1]))
         self.n.update(len(result))
@@ -121,6 +146,8 @@ class Evaluation(nn.Module):
             _update(self.to_twin, result, twin.float())
             if not self.given_style:
                 self._add_style(twin)
+        if group is not None:
+            _update(self.in_groups, result, group)
         if self.features is not None:
             features = self.features(result)
             self.fid.update(features, real=False)
@@ -144,6 +171,8 @@ class Evaluation(nn.Module):
         values = {"n": float(n)}
         groups = [self.to_source, self.to_twin] if twins else [self.to_source]
         values |= {name: _value(measure) for group in groups for name, measure in group.items()}
+        diversity = {name: _value(measure) for name, measure in self.in_groups.items()}
+        values |= {name: value for name, value in diversity.items() if not math.isnan(value)}
         if styled:
             spectra = _computed(self.result_spectrum), _computed(self.style_spectrum)
             values["spectrum"] = float(spectrum_distance(*spectra))
@@ -180,6 +209,10 @@ class Evaluation(nn.Module):
         lines = [*used, f"resolution: {sizes} (height x width)"]
         if "inception" in self.metrics:
             lines.append("fid, kid and artfid: pictures resized to 299 x 299, bilinear, antialiased")
+        if "dreamsim" in self.metrics:
+            lines.append(
+                "dreamsim: ensemble, 1 - cosine similarity, pictures resized to 224 x 224, bicubic, antialiased"
+            )
         if "style_features" in self.metrics:
             lines.append("fid, kid and artfid are in features of style_features: comparable only with each other")
         return lines
@@ -200,6 +233,18 @@ def _computed(metric: nn.Module) -> Tensor:
 
 def _value(metric: nn.Module) -> float:
     return float(_computed(metric))
+
+
+def _distances(metrics: dict[str, str]) -> dict[str, nn.Module]:
+    """The networks that measure how far two pictures are apart, by what the names of their values begin with."""
+    found: dict[str, nn.Module] = {}
+    if "lpips" in metrics or "perceptual" in metrics:
+        found[""] = load_distance(metrics.get("lpips"), metrics.get("perceptual"))
+    if "dreamsim" in metrics:
+        from lightning_styles.metrics.dreamsim import load_dreamsim
+
+        found["dreamsim_"] = load_dreamsim(metrics["dreamsim"])
+    return found
 
 
 def _style_network(metrics: dict[str, str]) -> PooledFeatures | InceptionFeatures | None:

@@ -153,7 +153,7 @@ def _shell_word(folder: str, names: tuple[str, ...]) -> str:
 def fingerprint(path: Path) -> str:
     """sha256 over the weights (or the one file) at `path`; equal for equal contents wherever they lie."""
     digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*.safetensors") if p.is_file())
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if _is_weights(p) and p.is_file())
     for file in files:
         if path.is_dir():
             digest.update(str(file.relative_to(path).as_posix()).encode())
@@ -161,3 +161,8 @@ def fingerprint(path: Path) -> str:
             for chunk in iter(lambda: stream.read(1 << 20), b""):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def _is_weights(path: Path) -> bool:
+    """Whether a file of a model's folder counts: not the .bin beside the safetensors of the same model."""
+    return path.suffix in (".safetensors", ".pth", ".tar") or path.name == "adapter_model.bin"
