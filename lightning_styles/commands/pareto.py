@@ -65,7 +65,7 @@ def plot(path: Path, entries: list[dict[str, Any]], axes: Axes) -> Path:
     panel.set_axisbelow(True)
     panel.margins(0.08)
     for i, curve in enumerate(drawn):
-        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
         panel.plot(curve.x, curve.y, label=curve.label, markersize=5, linewidth=1.3, **style)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     figure.draw_without_rendering()  # lays everything out, so that places on the page are known
@@ -89,7 +89,8 @@ def annotate(panel: Any, drawn: list[Curve]) -> None:
     unit = panel.figure.dpi / 72  # pixels in a point of print
 
     def box(place: Any, width: float, height: float) -> Bbox:
-        return Bbox.from_bounds(*(place - unit * np.array([width, height]) / 2), width * unit, height * unit)
+        left, bottom = place - unit * np.array([width, height]) / 2
+        return Bbox.from_bounds(left, bottom, width * unit, height * unit)
 
     places = [panel.transData.transform(np.stack([curve.x, curve.y], axis=1)) for curve in drawn]
     lines = [Line(place) for place in places if len(place) > 1]

@@ -4,6 +4,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,12 @@ def load_dreamsim(name: str) -> DreamSim:
             f"https://github.com/ssundaram21/dreamsim/releases there and save DINO's ViT-B/16 as {DINO}."
         )
     try:
-        import dreamsim
+        package = import_module("dreamsim")
     except ModuleNotFoundError as error:
         raise UserError("DreamSim needs its package: pip install 'lightning-styles[metrics]'.") from error
     try:
         with _dino_from(folder / DINO), _quiet(), torch.random.fork_rng(devices=[]):
-            network, _ = dreamsim.dreamsim(pretrained=True, device="cpu", cache_dir=str(folder))
+            network, _ = package.dreamsim(pretrained=True, device="cpu", cache_dir=str(folder))
     except UserError:
         raise
     except Exception as error:  # torch and peft raise almost anything on files of another kind
@@ -100,9 +101,8 @@ def _dino_from(path: Path) -> Iterator[None]:
     """Have the package read DINO's weights at `path`; left alone it fetches them, and code, by torch.hub."""
 
     def load(*args: Any, **kwargs: Any) -> nn.Module:
-        from dreamsim.feature_extraction.vision_transformer import vit_base
-
-        network, state = vit_base(patch_size=16), read_torch(path)
+        network = import_module("dreamsim.feature_extraction.vision_transformer").vit_base(patch_size=16)
+        state = read_torch(path)
         check_fit(network, state, path.name)
         network.load_state_dict(state)
         return network
