@@ -44,7 +44,7 @@ class Pairs(L.LightningDataModule):
         resolution: height and width in px.
         crop: in the middle, or at one of 16 places along the longer side at random.
         flip: mirror every sample (as the official code of PairCustomization does), none, or every other at random.
-        prompts: what `validate`, `test` and `predict` draw: a text file with one prompt in a line, or a list; see
+        prompts: what `validate`, `test` and `predict` draw: a text file with one prompt in a line, a list, or sets; see
             `Prompts`. The pair's filter makes the exact twins for `test`.
         pictures_per_prompt: pictures drawn for each of them.
         photos: what they stylize instead: image files, folders or scenes; see `Pictures`. The pair's `scene_style`
@@ -67,7 +67,7 @@ class Pairs(L.LightningDataModule):
         resolution: int = 512,
         crop: Literal["center", "random"] = "center",
         flip: Literal["never", "always", "random"] = "always",
-        prompts: str | list[str] | None = None,
+        prompts: str | list[str] | dict[str, list[str]] | None = None,
         pictures_per_prompt: int = 1,
         photos: str | list[str] | None = None,
         photo_caption: str = "",
@@ -128,6 +128,11 @@ class Pairs(L.LightningDataModule):
 
     def predict_dataloader(self) -> Any:
         return self._new().predict_dataloader()
+
+    @property
+    def sets(self) -> list[str]:
+        """Names of the sets of what is drawn, which are measured apart; [""] for a single one."""
+        return getattr(self.new, "sets", [""])
 
     def twin(self, images: Tensor) -> Tensor | None:
         """The exact twins of pictures (B, 3, H, W) drawn from prompts; None where no filter makes them."""

@@ -23,11 +23,13 @@ class Prompts(L.LightningDataModule):
     """Prompts for `validate`, `test` and `predict` of text-to-image methods; ranks share them, none is repeated.
 
     A batch holds `prompt` (list of str), `name` (list of str: number and words of the prompt, fit for a file name, and
-    no two alike), `group` (B,) int64, the prompt's number, and `index` (B,) int64, the picture's number.
+    no two alike), `set` (list of str, "" without sets), `group` (B,) int64, the prompt's number, and `index` (B,) int64,
+    the picture's number.
 
     Args:
         prompts: a text file with one prompt in a line (`#` starts a comment line), or a list. An entry such as
-            `scene:portrait/0-7?seed=1` stands for the captions of these scenes.
+            `scene:portrait/0-7?seed=1` stands for the captions of these scenes. Several sets {name: list} are drawn
+            together and measured apart.
         pictures_per_prompt: pictures drawn for each prompt.
         batch_size: pictures drawn together.
         filter: posterize, cartoon, painting or sketch: makes the exact twin of any picture that the base model draws;
@@ -37,7 +39,7 @@ class Prompts(L.LightningDataModule):
     def __init__(
         self,
         *,
-        prompts: str | list[str],
+        prompts: str | list[str] | dict[str, list[str]],
         pictures_per_prompt: int = 1,
         batch_size: int = 1,
         filter: str | None = None,
@@ -49,7 +51,10 @@ class Prompts(L.LightningDataModule):
             check_filter(filter)
         self.batch_size = batch_size
         self.filter = filter
-        self.plan = PromptPlan(tuple(read_prompts(prompts)), pictures_per_prompt)
+        sets = prompts if isinstance(prompts, dict) else {"": prompts}
+        self.sets = list(sets)
+        entries = [(name, prompt) for name, entry in sets.items() for prompt in read_prompts(entry)]
+        self.plan = PromptPlan(tuple(entries), pictures_per_prompt)
 
     def twin(self, images: Tensor) -> Tensor | None:
         """The exact twins of pictures (B, 3, H, W) in [-1, 1] that were drawn without style; None without a filter."""
@@ -74,7 +79,7 @@ class Prompts(L.LightningDataModule):
 class PromptPlan:
     """Picture i: all pictures of the first prompt, then those of the second, and so on."""
 
-    prompts: tuple[str, ...]
+    prompts: tuple[tuple[str, str], ...]  # set and prompt
     pictures_per_prompt: int
 
     def __len__(self) -> int:
@@ -82,9 +87,9 @@ class PromptPlan:
 
     def __call__(self, i: int) -> dict[str, Any]:
         group, copy = divmod(i, self.pictures_per_prompt)
-        prompt = self.prompts[group]
+        part, prompt = self.prompts[group]
         name = f"{group:03d}_{slug(prompt)}" + (f"_{copy}" if self.pictures_per_prompt > 1 else "")
-        return {"prompt": prompt, "name": name, "group": group, "index": i}
+        return {"prompt": prompt, "name": name, "set": part, "group": group, "index": i}
 
 
 def read_prompts(prompts: str | list[str]) -> list[str]:

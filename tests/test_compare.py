@@ -210,6 +210,28 @@ def test_rows_that_train_first_are_tested_on_what_they_learned(every: int) -> No
     assert trained < fresh / 3
 
 
+@pytest.mark.parametrize("chosen", [[], ["--rows", "again/two"]])
+def test_a_row_can_test_what_another_one_has_trained(chosen: list[str]) -> None:
+    checkpoints = {"class_path": "callbacks.Checkpoints", "init_args": {"every_n_iterations": 20}}
+    write("toy.yaml", BASE | {"trainer": BASE["trainer"] | {"max_steps": 20, "callbacks": [checkpoints]}})
+    rows = {"trained": {}, "again": {"trained_by": "trained", "model.init_args.fail": False}, "fresh": {"fit": False}}
+    repeat = {"one": {"seed_everything": 1}, "two": {"seed_everything": 2}}
+    write("table.yaml", COMPARISON | {"fit": True, "rows": rows, "repeat": repeat})
+    assert main(["compare", "table.yaml", "--model.init_args.learning_rate", "0.05", *chosen]) == 0
+    found = {row["name"]: row.get("repeats", {}) for row in json.loads(Path("runs/table/table.json").read_text())["rows"]}
+    loss = {name: {k: v["metrics"]["loss"] for k, v in each.items()} for name, each in found.items()}
+    assert loss["again"] == loss["trained"]
+    if chosen:
+        assert list(loss) == ["trained", "again"]
+        assert list(loss["again"]) == ["two"]
+    else:
+        assert loss["again"]["one"] != loss["again"]["two"]
+        assert loss["fresh"]["one"] > loss["again"]["one"]
+    lines = len(runs())
+    assert main(["compare", "table.yaml", "--model.init_args.learning_rate", "0.05", *chosen]) == 0
+    assert len(runs()) == lines, "nothing runs again"
+
+
 def test_flags_apply_to_every_row() -> None:
     flags = ["--model.init_args.learning_rate", "0.0625", "--trainer.limit_test_batches", "1"]
     assert main(["compare", "table.yaml", "--rows", "a,b", *flags]) == 0
@@ -245,12 +267,14 @@ def test_rows_in_two_processes() -> None:
         ),
         (["d2.yaml"], "error: d2.yaml has no rows; add rows:"),
         (["d3.yaml"], "error: d3.yaml: repeat one is 3; expected settings, such as {data.init_args.batch_size: 4}.\n"),
+        (["d5.yaml"], "error: d5.yaml: row a is trained_by 'b'; name a row above it that trains.\n"),
         (["d4.yaml"], "error: d4.yaml: plot is ['n']; expected two metrics, such as {x: content, y: twin}.\n"),
     ],
 )
 def test_mistakes(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     write("d2.yaml", {"config": ["toy.yaml"]})
     write("d3.yaml", COMPARISON | {"repeat": {"one": 3}})
+    write("d5.yaml", COMPARISON | {"rows": {"a": {"trained_by": "b"}, "b": {"fit": True}}})
     write("d4.yaml", COMPARISON | {"plot": ["n"]})
     assert main(["compare", *arguments]) == 1
     assert capsys.readouterr().err.startswith(expected)

@@ -8,6 +8,7 @@ The YAML file of a comparison:
     rows:
       full: {label: SMS}                   # label, config (files of this row alone), and settings
       no_relevance: {model.init_args.relevance: false}
+      other_guidance: {trained_by: full, model.init_args.guidance: 1.0}   # tests what the row `full` has trained
     repeat:                                # every row is run with each of these; the table has their means
       cartoon: {vars.style: cartoon}
       sketch: {vars.style: sketch}
@@ -67,8 +68,12 @@ def main(arguments: list[str]) -> int:
 # ---- one run
 
 
-def measure(row: Row) -> Result:
-    """Run one row, or one repetition of it: {"metrics", "notes", "seconds", "folder"}, or {"error"} when it fails."""
+def measure(row: Row, checkpoint: str | None = None) -> Result:
+    """Run one row, or one repetition of it, on what it trains or on `checkpoint`.
+
+    Returns:
+        {"metrics", "notes", "seconds", "folder", "checkpoint"}, or {"error"} when it fails.
+    """
     import gc
     import traceback
 
@@ -80,7 +85,8 @@ def measure(row: Row) -> Result:
 
     start = time.monotonic()
     try:
-        trained = ["--ckpt_path", train(row)] if row.fit else []
+        checkpoint = train(row) if row.fit else checkpoint
+        trained = ["--ckpt_path", checkpoint] if checkpoint else []
         cli = readable(StylesCLI, ["test", *row.arguments, *trained])
     except (UserError, FileNotFoundError) as error:
         return {"error": str(error)}
@@ -98,6 +104,7 @@ def measure(row: Row) -> Result:
         "notes": evaluation.notes() if evaluation else [],
         "seconds": round(time.monotonic() - start, 1),
         "folder": cli.trainer.log_dir,
+        "checkpoint": checkpoint,
     }
     del cli, evaluation
     gc.collect()
@@ -118,16 +125,27 @@ def train(row: Row) -> str:
     return last
 
 
-def measure_all(rows: list[Row], processes: int) -> Iterator[tuple[Row, Result]]:
-    """Results in the order of the rows, each as soon as it and those before it are there."""
-    if processes == 1:
-        yield from ((row, measure(row)) for row in rows)
+def measure_all(rows: list[Row], known: dict[str, Result], processes: int) -> Iterator[tuple[Row, Result]]:
+    """Results in the order of the rows, each as soon as it and those before it are there.
+
+    Rows that test what another one has trained come last; `known` has the results of those before by then.
+    """
+    for wave in ([row for row in rows if row.parent is None], [row for row in rows if row.parent is not None]):
+        ready = [row for row in wave if row.parent is None or "checkpoint" in known[row.parent]]
+        yield from ((row, {"error": f"row {row.parent} has not been trained"}) for row in wave if row not in ready)
+        checkpoints = [None if row.parent is None else known[row.parent]["checkpoint"] for row in ready]
+        yield from _measure_wave(ready, checkpoints, processes)
+
+
+def _measure_wave(rows: list[Row], checkpoints: list[str | None], processes: int) -> Iterator[tuple[Row, Result]]:
+    if processes == 1 or not rows:
+        yield from zip(rows, map(measure, rows, checkpoints), strict=True)
         return
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     with ProcessPoolExecutor(processes, get_context("spawn"), _share_cores, (processes,)) as pool:
-        yield from zip(rows, pool.map(measure, rows), strict=True)
+        yield from zip(rows, pool.map(measure, rows, checkpoints), strict=True)
 
 
 def _share_cores(processes: int) -> None:
@@ -152,7 +170,7 @@ def run(options: argparse.Namespace, flags: list[str]) -> int:
     waiting = [row for row in rows if row.name not in results]
     say(f"compare: {len(rows)} rows, {len(waiting)} to run, into {out}")
     start = time.monotonic()
-    for done, (row, result) in enumerate(measure_all(waiting, options.processes), start=1):
+    for done, (row, result) in enumerate(measure_all(waiting, results, options.processes), start=1):
         results[row.name] = result
         if "error" not in result:
             write_json(files[row.name], result)
@@ -172,7 +190,8 @@ def look_up(rows: list[Row], fresh: bool) -> tuple[dict[str, Path], dict[str, Re
     for row in rows:
         try:
             file = row.settings_file
-            files[row.name] = file.with_name(f"{file.stem}_{resolve(row)}.json")
+            parent = files[row.parent].stem if row.parent in files else None
+            files[row.name] = file.with_name(f"{file.stem}_{resolve(row, parent)}.json")
         except UserError as error:
             results[row.name] = {"error": str(error)}
             say(f"row {row.name}: {error}")

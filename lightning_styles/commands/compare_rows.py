@@ -19,6 +19,7 @@ class Row(NamedTuple):
         row: name of the row in the file; all repetitions share it, and `label`.
         repeat: name of the repetition, None in a comparison without.
         fit: whether it trains first.
+        trained_by: the row whose checkpoint of the same repetition it tests, None for its own or none.
     """
 
     row: str
@@ -29,6 +30,14 @@ class Row(NamedTuple):
     flags: list[str]
     out: Path
     fit: bool
+    trained_by: str | None = None
+
+    @property
+    def parent(self) -> str | None:
+        """Name of the run whose checkpoint this one tests."""
+        if self.trained_by is None or self.repeat is None:
+            return self.trained_by
+        return f"{self.trained_by}/{self.repeat}"
 
     @property
     def name(self) -> str:
@@ -101,8 +110,11 @@ def read_rows(path: Path, out: Path, flags: list[str], configs: list[str]) -> li
     base, rows = listed(content.get("config")) + configs, []
     for name, own in entries.items():
         label, files = str(own.pop("label", name)), base + listed(own.pop("config", None))
-        fit = bool(own.pop("fit", content.get("fit", False)))
-        row = Row(name, None, label, files, merged(common, nested(own)), flags, out, fit)
+        trained_by = own.pop("trained_by", None)
+        fit = bool(own.pop("fit", trained_by is None and content.get("fit", False)))
+        if trained_by is not None and (fit or trained_by not in [row.row for row in rows if row.fit]):
+            raise UserError(f"{path}: row {name} is trained_by {trained_by!r}; name a row above it that trains.")
+        row = Row(name, None, label, files, merged(common, nested(own)), flags, out, fit, trained_by)
         rows += _repeated(row, _entries(path, content, "repeat"))
     return rows
 
@@ -163,7 +175,7 @@ def _repeated(row: Row, repeats: dict[str, dict[str, Any]]) -> list[Row]:
 def chosen(rows: list[Row], names: str | None) -> list[Row]:
     """The runs called `names`, separated by commas, in the order of the file; all of them for None.
 
-    The name of a row stands for all its repetitions, row/repeat for one.
+    The name of a row stands for all its repetitions, row/repeat for one. Runs that train for others come with them.
     """
     if names is None:
         return rows
@@ -172,7 +184,9 @@ def chosen(rows: list[Row], names: str | None) -> list[Row]:
     for name in wanted:
         if name not in known:
             raise UserError(f"There is no row {name!r}; the rows are {', '.join(dict.fromkeys(r.row for r in rows))}.")
-    return [row for row in rows if row.row in wanted or row.name in wanted]
+    found = [row for row in rows if row.row in wanted or row.name in wanted]
+    parents = {row.parent for row in found}
+    return [row for row in rows if row in found or row.name in parents]
 
 
 # ---- what a run depends on
@@ -195,8 +209,8 @@ def key_of(values: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def resolve(row: Row) -> str:
-    """Write the settings of the run as a config file; return the key of the whole.
+def resolve(row: Row, parent: str | None = None) -> str:
+    """Write the settings of the run as a config file; return the key of the whole, `parent` being that of its parent.
 
     Raises:
         UserError: they are no valid config.
@@ -208,7 +222,8 @@ def resolve(row: Row) -> str:
 
     with replacing(row.settings_file) as file:
         file.write_text(yaml.safe_dump(row.settings, sort_keys=False), encoding="utf-8")
+    trained = {"trained_by": parent} if parent else {"fit": row.fit}
     try:
-        return key_of(parse_only(["test", *row.arguments]) | {"fit": row.fit})
+        return key_of(parse_only(["test", *row.arguments]) | trained)
     except SystemExit as stop:
         raise UserError("the settings cannot be read, see the error above") from stop

@@ -271,7 +271,12 @@ class LoRAMethod(StyleModule):
         return {"image": list(shown), "name": batch["name"], "settings": dict(self.hparams)}
 
     def evaluated(self) -> list[str]:
-        return [f"@{strength:g}" for strength in self.hparams.strengths or ()] or [""]
+        sets = getattr(self.trainer.datamodule, "sets", [""])  # type: ignore[attr-defined]
+        return [self.version(part, strength) for part in sets for strength in self.all_strengths]
+
+    def version(self, part: str, strength: float) -> str:
+        """What stands behind the names of measures: of a set of prompts, and of one of several strengths."""
+        return (f"_{part}" if part else "") + (f"@{strength:g}" if self.hparams.strengths else "")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Measure pictures of prompts against the base's own and its exact twin, redrawn photos against theirs."""
@@ -282,8 +287,13 @@ class LoRAMethod(StyleModule):
             twin = self.trainer.datamodule.twin(source.clamp(-1, 1))  # type: ignore[attr-defined]
         else:
             source, results, twin = batch["image"], self.results(batch, self.all_strengths), batch.get("twin")
-        for evaluation, result in zip(self.evaluations.values(), results, strict=True):
-            evaluation.update(result.clamp(-1, 1), source.clamp(-1, 1), twin, batch.get("group"))
+        parts, group = batch.get("set", [""] * len(source)), batch.get("group")
+        for part in dict.fromkeys(parts):
+            rows = [i for i, own in enumerate(parts) if own == part]
+            known = [None if x is None else x[rows] for x in (twin, group)]
+            for strength, result in zip(self.all_strengths, results, strict=True):
+                evaluation = self.evaluations[self.version(part, strength)]
+                evaluation.update(result[rows].clamp(-1, 1), source[rows].clamp(-1, 1), *known)
 
     # ---- files
 

@@ -46,13 +46,13 @@ def test_shipped_file_is_found_from_anywhere(tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "prompts.txt").write_text("a dog\n")
     monkeypatch.setattr("lightning_styles.files.__file__", str(tmp_path / "lightning_styles" / "files.py"))
-    assert Prompts(prompts="configs/prompts.txt").plan.prompts == ("a dog",)
+    assert Prompts(prompts="configs/prompts.txt").plan.prompts == (("", "a dog"),)
 
 
 def test_scenes_stand_for_their_captions():
     expected = scenes.captions(scenes.sample_scenes(1, range(8), kind="portrait"), "photo")
-    assert list(Prompts(prompts="scene:portrait/0-7?seed=1").plan.prompts) == expected
-    assert list(Prompts(prompts=["a dog", "scene:portrait/0-7?seed=1"]).plan.prompts) == ["a dog", *expected]
+    assert [text for _, text in Prompts(prompts="scene:portrait/0-7?seed=1").plan.prompts] == expected
+    assert [text for _, text in Prompts(prompts=["a dog", "scene:portrait/0-7?seed=1"]).plan.prompts] == ["a dog", *expected]
 
 
 @pytest.mark.parametrize("fn", ["validate", "test", "predict"])
@@ -113,3 +113,12 @@ def test_inside_the_trainer():
     trainer = L.Trainer(accelerator="cpu", enable_checkpointing=False, **quiet)
     seen = trainer.predict(Echo(), Prompts(prompts=["a dog", "a cat", "an owl"], batch_size=2))
     assert [batch["name"] for batch in seen] == [["000_a_dog", "001_a_cat"], ["002_an_owl"]]
+
+
+def test_sets_are_drawn_one_after_the_other_and_keep_their_names() -> None:
+    data = Prompts(prompts={"same": ["a dog"], "other": ["a lake", "a dog"]}, pictures_per_prompt=2)
+    assert data.sets == ["same", "other"]
+    drawn = [data.plan(i) for i in range(len(data.plan))]
+    assert [one["set"] for one in drawn] == ["same"] * 2 + ["other"] * 4
+    assert [one["prompt"] for one in drawn] == ["a dog"] * 2 + ["a lake"] * 2 + ["a dog"] * 2
+    assert len({one["name"] for one in drawn}) == 6

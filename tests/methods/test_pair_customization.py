@@ -187,6 +187,18 @@ def test_prompts_are_drawn_at_every_strength(
     assert {"test/twin@0", "test/twin@2"} <= measured.keys()
 
 
+def test_sets_of_prompts_are_measured_apart(micro: Micro, tmp_path: Path) -> None:
+    metrics = {"perceptual": "tiny/perceptual"}
+    method = PairCustomization(base=micro.base_xl, **(PAIR | {"strength": 2.0, "metrics": metrics}))
+    sets = {"same": ["a photo of a man"], "other": ["a photo of a woman", "a drawing"]}
+    run = fit(method, tmp_path)
+    (both,) = run.test(method, datamodule=pairs(prompts=sets, eval_batch_size=3), verbose=False)
+    (alone,) = run.test(method, datamodule=pairs(prompts={"same": sets["same"]}), verbose=False)
+    assert (both["test/n_same"], both["test/n_other"]) == (1, 2)
+    assert both["test/twin_same"] == pytest.approx(alone["test/twin_same"], rel=1e-3)
+    assert both["test/twin_other"] != both["test/twin_same"]
+
+
 def test_photos_are_inverted_and_drawn_again(micro: Micro, tmp_path: Path) -> None:
     method = PairCustomization(base=micro.base_xl, **(PAIR | {"strengths": [0.0, 2.0]}))
     photos = {"prompts": None, "photos": "scene:portrait/7", "photo_caption": "a photo of a man"}
