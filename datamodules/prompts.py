@@ -23,8 +23,8 @@ class Prompts(L.LightningDataModule):
     """Prompts for `validate`, `test` and `predict` of text-to-image methods; ranks share them, none is repeated.
 
     A batch holds `prompt` (list of str), `name` (list of str: number and words of the prompt, fit for a file name, and
-    no two alike), `set` (list of str, "" without sets), `group` (B,) int64, the prompt's number, and `index` (B,) int64,
-    the picture's number.
+    no two alike), `set` (list of str, "" without sets), `group` (B,) int64, the prompt's number, and `index` (B,)
+    int64, the picture's number.
 
     Args:
         prompts: a text file with one prompt in a line (`#` starts a comment line), or a list. An entry such as

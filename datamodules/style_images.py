@@ -78,6 +78,15 @@ class StyleImages(L.LightningDataModule):
             flip=self.flip,
         )
 
+    def squares(self) -> dict[str, Tensor]:
+        """Name of each picture -> its middle square (3, resolution, resolution), not mirrored."""
+        middle = {}
+        for picture in self.reader.read(range(len(self.reader.sources))):
+            image, n = picture["image"], self.resolution
+            top, left = [(side - n) // 2 for side in image.shape[-2:]]
+            middle[picture["name"]] = image[:, top : top + n, left : left + n]
+        return middle
+
     def train_dataloader(self) -> DataLoader[Any]:
         assert self._crops is not None, "setup comes first"
         return train_loader(

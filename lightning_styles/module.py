@@ -235,9 +235,12 @@ class StyleModule(L.LightningModule):
 
         if not self.metrics and self.trainer.state.fn != "fit":
             raise UserError("model.metrics is empty; name what to measure, for example {perceptual: tiny/perceptual}.")
-        versions = self.evaluated() if self.metrics else []
-        # A plain attribute: no part of the method's state.
-        self.__dict__["evaluations"] = {version: Evaluation(self.metrics).to(self.device) for version in versions}
+        found = {}
+        if self.metrics:
+            first, *others = self.evaluated()
+            found = {first: Evaluation(self.metrics).to(self.device)}
+            found |= {version: found[first].another() for version in others}
+        self.__dict__["evaluations"] = found  # a plain attribute: no part of the method's state
 
     def on_validation_epoch_start(self) -> None:
         self.on_test_epoch_start()

@@ -58,6 +58,11 @@ def _sheet(photo: Tensor, cells: list[list[Tensor]], rows: list[str], columns: l
     return torch.cat(lines, dim=-2)
 
 
+def labelled_row(columns: Mapping[str, Tensor]) -> Tensor:
+    """Pictures (3, H, W) side by side, each under its name; one picture (3, H', W')."""
+    return torch.cat([labelled(picture, *name.split(" ", 1)) for name, picture in columns.items()], dim=-1)
+
+
 def labelled(picture: Tensor, *lines: str) -> Tensor:
     """The picture (3, H, W) with two lines of text above it and a white border."""
     label = Image.new("RGB", (picture.shape[-1], 2 * LINE), "white")

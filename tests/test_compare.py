@@ -218,7 +218,9 @@ def test_a_row_can_test_what_another_one_has_trained(chosen: list[str]) -> None:
     repeat = {"one": {"seed_everything": 1}, "two": {"seed_everything": 2}}
     write("table.yaml", COMPARISON | {"fit": True, "rows": rows, "repeat": repeat})
     assert main(["compare", "table.yaml", "--model.init_args.learning_rate", "0.05", *chosen]) == 0
-    found = {row["name"]: row.get("repeats", {}) for row in json.loads(Path("runs/table/table.json").read_text())["rows"]}
+    found = {
+        row["name"]: row.get("repeats", {}) for row in json.loads(Path("runs/table/table.json").read_text())["rows"]
+    }
     loss = {name: {k: v["metrics"]["loss"] for k, v in each.items()} for name, each in found.items()}
     assert loss["again"] == loss["trained"]
     if chosen:

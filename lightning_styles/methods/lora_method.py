@@ -15,6 +15,7 @@ from lightning_styles.imaging import pad_to_multiple
 from lightning_styles.models.adapters import enable_gradient_checkpointing
 from lightning_styles.module import StyleModule
 from lightning_styles.pretrained.lora_export import save_lora
+from lightning_styles.sheet import labelled_row
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 STYLE = "style"  # the adapter that is kept
@@ -267,8 +268,28 @@ class LoRAMethod(StyleModule):
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any] | None:
         if self.finished.issuperset(batch["name"]):
             return None
-        shown = torch.cat(self.results(batch, self.all_strengths), dim=-1).clamp(-1, 1)
-        return {"image": list(shown), "name": batch["name"], "settings": dict(self.hparams)}
+        if self.hparams.strengths:
+            images = self.sweep(batch)
+        else:
+            images = list(self.results(batch, self.all_strengths)[0].clamp(-1, 1))
+        return {"image": images, "name": batch["name"], "settings": dict(self.hparams)}
+
+    def sweep(self, batch: dict[str, Any]) -> list[Tensor]:
+        """For each prompt or photo one picture (3, H', W'): what it starts from, every strength, the twin if known."""
+        source, results, twin = self.measured(batch)
+        columns = {"base" if "prompt" in batch else "photo": source}
+        columns |= {f"strength {s:g}": result for s, result in zip(self.all_strengths, results, strict=True)}
+        if twin is not None:
+            columns["exact twin"] = twin
+        rows = ({name: column[i].clamp(-1, 1) for name, column in columns.items()} for i in range(len(source)))
+        return [labelled_row(row) for row in rows]
+
+    def measured(self, batch: dict[str, Any]) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        """Source (the base's own picture of a prompt, or the photo), results at every strength, twin if known."""
+        if "prompt" not in batch:
+            return batch["image"], self.results(batch, self.all_strengths), batch.get("twin")
+        source, *results = self.results(batch, [0.0, *self.all_strengths])
+        return source, results, self.trainer.datamodule.twin(source.clamp(-1, 1))  # type: ignore[attr-defined]
 
     def evaluated(self) -> list[str]:
         sets = getattr(self.trainer.datamodule, "sets", [""])  # type: ignore[attr-defined]
@@ -282,11 +303,7 @@ class LoRAMethod(StyleModule):
         """Measure pictures of prompts against the base's own and its exact twin, redrawn photos against theirs."""
         if not self.evaluations:
             return
-        if "prompt" in batch:
-            source, *results = self.results(batch, [0.0, *self.all_strengths])
-            twin = self.trainer.datamodule.twin(source.clamp(-1, 1))  # type: ignore[attr-defined]
-        else:
-            source, results, twin = batch["image"], self.results(batch, self.all_strengths), batch.get("twin")
+        source, results, twin = self.measured(batch)
         parts, group = batch.get("set", [""] * len(source)), batch.get("group")
         for part in dict.fromkeys(parts):
             rows = [i for i, own in enumerate(parts) if own == part]

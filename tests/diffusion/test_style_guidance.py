@@ -18,7 +18,6 @@ from diffusers import (
 )
 from torch import Tensor
 
-from lightning_styles.diffusion.strength_sweep import strength_sweep
 from lightning_styles.diffusion.style_guidance import (
     StyleGuidancePipeline,
     StyleGuidanceXLPipeline,
@@ -369,19 +368,3 @@ def test_bad_requests_say_what_is_wrong(base: StableDiffusion, controlnet: Contr
     for message, settings in cases:
         with pytest.raises(UserError, match=message):
             paint(pipeline, **settings)
-
-
-def test_a_sweep_has_the_pictures_of_single_calls(base: StableDiffusion) -> None:
-    from lightning_styles import noise
-
-    pipeline = guided(base)
-    sheet = strength_sweep(pipeline, WORDS, ART, [2.0, 4.0], seed=5, **SMALL)
-    height, width = 32 + 2 * 12 + 4, 48 + 4
-    assert sheet.shape == (3, 2 * height, 3 * width)
-    cells = sheet.unflatten(1, (2, height)).unflatten(3, (3, width))[:, :, 26:58, :, 2:50]
-    for column, strength in enumerate((0.0, 2.0, 4.0)):
-        generator = [noise.generator(5, word, "sweep") for word in WORDS]
-        styles = [replace(ART, strength=strength)]
-        found = paint(pipeline, styles=styles, generator=generator, output_type="pt") * 2 - 1
-        assert torch.equal(cells[:, :, :, column].transpose(0, 1), found)
-    torch.testing.assert_close(sheet[:, :24].amax(), torch.tensor(1.0))

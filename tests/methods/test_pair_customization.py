@@ -26,7 +26,12 @@ PAIR: dict[str, Any] = DRAWING | {"style_from": 1, "content_rank": 4, "style_ran
 
 
 def pairs(**changes: Any) -> Pairs:
-    settings = {"content": "scene:portrait/0", "filter": "posterize", "prompt": "a photo of {caption}", "resolution": 32}
+    settings = {
+        "content": "scene:portrait/0",
+        "filter": "posterize",
+        "prompt": "a photo of {caption}",
+        "resolution": 32,
+    }
     return Pairs(**(settings | {"prompts": ["a photo of a woman", "a photo of a man"]} | changes))
 
 
@@ -108,9 +113,7 @@ def test_a_file_says_where_it_comes_from(trained: Any, tmp_path: Path) -> None:
 def test_posteriors_are_computed_once(micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     compute = PairCustomization.posterior
-    monkeypatch.setattr(
-        PairCustomization, "posterior", lambda self, x: (calls.append(len(x)), compute(self, x))[1]
-    )
+    monkeypatch.setattr(PairCustomization, "posterior", lambda self, x: (calls.append(len(x)), compute(self, x))[1])
     method = PairCustomization(base=micro.base_xl, **PAIR)
     fit(method, tmp_path)
     assert calls == [1, 1]  # photo and twin, in three iterations
@@ -179,7 +182,12 @@ def test_prompts_are_drawn_at_every_strength(
     run = fit(method, tmp_path)
     (batch, *others) = run.predict(method, datamodule=pairs(eval_batch_size=2))  # type: ignore[misc]
     assert not others
-    assert [tuple(image.shape) for image in batch["image"]] == [(3, 32, 64)] * 2  # type: ignore[index]
+    columns = [image.unflatten(-1, (4, 36)) for image in batch["image"]]  # type: ignore[index] - base, 0, 2, twin
+    for base, zero, two, twin in (column.unbind(-2) for column in columns):
+        below = (slice(None), slice(26, 58), slice(2, 34))  # the label
+        assert torch.equal(base[below], zero[below])
+        assert (base[below] - two[below]).abs().max() > 1e-4
+        assert len(twin[below].flatten(1).unique(dim=1).T) <= 8, "posterized"
     alone = pairs(prompts=["a photo of a man"])
     (measured,) = run.test(method, datamodule=alone, verbose=False)
     assert measured["test/content@0"] == pytest.approx(0, abs=1e-7)
@@ -204,9 +212,10 @@ def test_photos_are_inverted_and_drawn_again(micro: Micro, tmp_path: Path) -> No
     photos = {"prompts": None, "photos": "scene:portrait/7", "photo_caption": "a photo of a man"}
     run = fit(method, tmp_path, **photos)
     (batch,) = run.predict(method, datamodule=pairs(**photos))  # type: ignore[misc]
-    plain, styled = batch["image"][0].chunk(2, dim=-1)  # type: ignore[index]
-    assert plain.shape == (3, 32, 32)
+    photo, plain, styled = (x[:, 26:58, 2:34] for x in batch["image"][0].chunk(3, dim=-1))  # type: ignore[index]
     assert (plain - styled).abs().max() > 1e-3
+    drawn = next(iter(pairs(**photos).new.reader.read([0])))["image"]  # type: ignore[union-attr]
+    torch.testing.assert_close(photo, drawn, rtol=0, atol=1e-6)
 
 
 # ---- bad input
