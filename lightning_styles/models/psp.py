@@ -23,15 +23,15 @@ Space = Literal["w_plus", "z_plus"]
 
 
 class Head(nn.Module):
-    """Maps of `side` px -> one style: convolutions of stride 2 down to 1 px, and a linear layer."""
+    """Maps of `side` px -> one style: convolutions of stride 2 down to 1 px, `width` wide, and a linear layer."""
 
-    def __init__(self, inputs: int, style: int, side: int) -> None:
+    def __init__(self, inputs: int, style: int, side: int, width: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for i in range(int(log2(side))):
-            layers += [nn.Conv2d(style if i else inputs, style, 3, 2, 1), nn.LeakyReLU(LEAK)]
+            layers += [nn.Conv2d(width if i else inputs, width, 3, 2, 1), nn.LeakyReLU(LEAK)]
         self.convs = nn.Sequential(*layers)
-        self.linear = EqualLinear(style, style)
+        self.linear = EqualLinear(width if layers else inputs, style)
 
 
 class GradualStyleEncoder(nn.Module):
@@ -43,6 +43,7 @@ class GradualStyleEncoder(nn.Module):
         size: px of the pictures, 256 in the official one.
         widths, blocks: of the trunk, see `arcface.body`; the official ones are those of IR-SE50.
         variational: put the layers `fc_mu` and `fc_var` on top, which see every code by itself.
+        head_width: channels of the heads; None are D, as in the official one.
 
     Attributes:
         arguments: the above, which build it again.
@@ -56,18 +57,19 @@ class GradualStyleEncoder(nn.Module):
         widths: tuple[int, ...] = WIDTHS,
         blocks: tuple[int, ...] = BLOCKS,
         variational: bool = False,
+        head_width: int | None = None,
     ) -> None:
         super().__init__()
         self.arguments: dict[str, Any] = {
             "n_styles": n_styles, "style_dim": style_dim, "size": size, "widths": widths, "blocks": blocks,
-            "variational": variational,
+            "variational": variational, "head_width": head_width,
         }  # fmt: skip
         self.size, self.variational, last = size, variational, widths[-1]
         self.input_layer, self.body = input_layer(widths[0]), body(widths, blocks)
         self.taps = [end - 1 for end in accumulate(blocks)][-3:]
         coarsest = size // 2 ** len(widths)
         sides = [coarsest if i < COARSE else 2 * coarsest if i < MIDDLE else 4 * coarsest for i in range(n_styles)]
-        self.styles = nn.ModuleList(Head(last, style_dim, side) for side in sides)
+        self.styles = nn.ModuleList(Head(last, style_dim, side, head_width or style_dim) for side in sides)
         self.latlayer1, self.latlayer2 = nn.Conv2d(widths[-2], last, 1), nn.Conv2d(widths[-3], last, 1)
         if variational:
             self.fc_mu, self.fc_var = nn.Linear(style_dim, style_dim), nn.Linear(style_dim, style_dim)
