@@ -151,12 +151,12 @@ class PairCustomization(LoRAMethod):
 
     def latents(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Latents of photos and twins, drawn anew from posteriors that are computed once for each view of a pair."""
-        new = [i for i, row in enumerate(batch["row"]) if row not in self.posteriors]
-        if new:
-            parts = (*self.posterior(batch["content"][new]), *self.posterior(batch["style"][new]))
-            self.posteriors |= {batch["row"][i]: part for i, part in zip(new, zip(*parts, strict=True), strict=True)}
-            if len(self.posteriors) >= self.trainer.datamodule.views:  # type: ignore[attr-defined]
-                self.base.vae.to("cpu")  # nothing is left to encode
+        for i, row in enumerate(batch["row"]):
+            if row not in self.posteriors:  # one by one: no last bit depends on which views come together
+                parts = (*self.posterior(batch["content"][i : i + 1]), *self.posterior(batch["style"][i : i + 1]))
+                self.posteriors[row] = tuple(part[0] for part in parts)
+                if len(self.posteriors) == self.trainer.datamodule.views:  # type: ignore[attr-defined]
+                    self.base.vae.to("cpu")  # nothing is left to encode
         columns = zip(*(self.posteriors[row] for row in batch["row"]), strict=True)
         mean_c, std_c, mean_s, std_s = map(torch.stack, columns)
         return self.sampled(mean_c, std_c, "posterior of content"), self.sampled(mean_s, std_s, "posterior of style")

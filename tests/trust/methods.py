@@ -70,9 +70,9 @@ def make_style_lora(micro: Micro, **changes: Any) -> StyleLoRA:
 
 
 def make_pair_customization(micro: Micro, **changes: Any) -> PairCustomization:
-    """PairCustomization on a micro SDXL, whose style begins after the first iteration."""
+    """PairCustomization on a micro SDXL, whose style begins at once."""
     settings: dict[str, Any] = {
-        "base": micro.base_xl, "iterations": ITERATIONS, "style_phrase": "cartoon style", "style_from": 1,
+        "base": micro.base_xl, "iterations": ITERATIONS, "style_phrase": "cartoon style", "style_from": 0,
         "content_rank": 4, "style_rank": 4, "lr": 0.05, "noise_offset": 0.1, "size": 32, "steps": 2,
         "preview_prompts": ["a photo of a woman"],
     }  # fmt: skip
@@ -105,7 +105,7 @@ def style_pictures(_: Micro, workers: int) -> StyleImages:
 
 def pairs(_: Micro, workers: int) -> Pairs:
     return Pairs(
-        content="scene:portrait/0-2", scene_style="cartoon", prompt="a photo of {caption}", resolution=32,
+        content="scene:portrait/0-15", scene_style="cartoon", prompt="a photo of {caption}", resolution=32,
         flip="random", batch_size=2, num_workers=workers,
     )  # fmt: skip
 
@@ -206,8 +206,8 @@ class Gradients(L.Callback):
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         name = list(pl_module._optimizer_index)[[o is optimizer for o in trainer.optimizers].index(True)]
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        named = {key: p for key, p in pl_module.named_parameters() if id(p) in held}
-        self.seen.append((name, {key: p.grad.clone() for key, p in named.items()}))
+        named = {key: p for key, p in pl_module.named_parameters() if id(p) in held and p.grad is not None}
+        self.seen.append((name, {key: p.grad.clone() for key, p in named.items() if p.grad is not None}))
         for group in optimizer.param_groups:
             group["lr"] = 0.0
 

@@ -41,6 +41,7 @@ def out(micro: Micro, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left behind."""
     folder, base = tmp_path_factory.mktemp("two"), Path(micro.base).parent
     assert micro.lora
+    assert micro.base_xl  # written once, not by both ranks at the same time
     osasis_files(micro)
     done = launch(str(ROOT / "tests/trust/two_processes.py"), str(base), str(folder), cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -126,8 +127,10 @@ def test_gradients_are_the_mean_over_the_data_of_both_ranks(
         assert mean.norm() > 0, optimizer
         assert (flat(ours) - mean).norm() < 1e-4 * mean.norm(), optimizer
         assert (flat(first) - flat(second)).norm() > 1e-2 * mean.norm(), "the ranks see different data"
-        for part in METHODS[name].adapters.get(optimizer, []):
-            assert flat({key: g for key, g in ours.items() if part in key}).norm() > 0, part
+    for optimizer, parts in METHODS[name].adapters.items():
+        for part in parts:  # in some step of its optimizer, since methods may train adapters by turns
+            found = [g for own, ours in both[0] if own == optimizer for key, g in ours.items() if part in key]
+            assert any(g.norm() > 0 for g in found), part
 
 
 def plain(case: Method) -> Method:
