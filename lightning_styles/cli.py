@@ -37,6 +37,7 @@ class StylesTrainer(Trainer):
         if prepare is None:
             say(f"{type(model).__name__} has nothing to prepare: run fit.")
         else:
+            model.trainer = self  # says the device and the precision
             prepare(datamodule)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from datamodules import StyleImages
+from lightning_styles.methods.pseudo_paired_stylegan import PseudoPairedStyleGAN
 from lightning_styles.models.psp import GradualStyleEncoder, Space
 from lightning_styles.models.stylegan2 import Discriminator, Generator
 from lightning_styles.pretrained.psp import PSP, save_psp
@@ -67,6 +68,17 @@ def style_images(**changes: Any) -> StyleImages:
         "images": "scene:portrait/0-5", "style": "cartoon", "prompt": "cartoon", "resolution": SIZE, "batch_size": 4,
     }  # fmt: skip
     return StyleImages(**(settings | changes))
+
+
+def make_method(folder: Path, **changes: Any) -> PseudoPairedStyleGAN:
+    """The method on the networks in `folder`; keywords override its settings."""
+    settings: dict[str, Any] = {
+        "source": write_stylegan(folder), "encoder": write_psp(folder, "z_plus"),
+        "refiner": write_psp(folder, "w_plus"), "perceptual": "tiny/perceptual", "identity": "tiny/identity",
+        "iterations": 2, "finetune_iterations": 1, "pair_batch": 2, "pairs": {"steps": 3, "batch_size": 2},
+        "cache": str(folder / "pairs"),
+    }  # fmt: skip
+    return PseudoPairedStyleGAN(**(settings | changes))
 
 
 @pytest.fixture(scope="session")

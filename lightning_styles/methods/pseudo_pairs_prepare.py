@@ -1,0 +1,212 @@
+"""What fit needs before it can begin: style pictures that fit, G* trained without constraints, and the pseudo pairs."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.environments import LightningEnvironment
+
+from callbacks.interruption import without_lightnings_handlers
+from lightning_styles import noise
+from lightning_styles.checkpoint_io import WholeFiles
+from lightning_styles.console import say
+from lightning_styles.errors import UserError
+from lightning_styles.files import existing
+from lightning_styles.methods.pseudo_pairs import PairFiles, Pairs, Style
+from lightning_styles.metrics.perceptual import load_distance
+from lightning_styles.models.stylegan2.discriminator import GROUP
+from lightning_styles.models.stylegan2.pairing import PairNetworks
+from lightning_styles.pretrained import fingerprint, locate
+from lightning_styles.pretrained.psp import PSP, load_psp
+from lightning_styles.pretrained.stylegan2 import StyleGAN2, load_stylegan2, save_stylegan2
+from lightning_styles.progress import IterationBar
+
+ENLARGED = 4  # times, at most, is a style picture enlarged
+EVERY = 100  # iterations between checkpoints of G*
+TRAINING = (
+    "lr", "r1", "r1_every", "path", "path_every", "mixing", "z_plus", "freeze_mapping", "freeze_d", "augment",
+    "policies", "ada_start", "ada_target", "ada_ramp", "ema", "finetune_iterations", "seed",
+)  # fmt: skip
+
+
+class Preparation:
+    """Files of one method on one set of style pictures.
+
+    Args:
+        method: a `PseudoPairedStyleGAN`.
+        datamodule: its `StyleImages`.
+    """
+
+    def __init__(self, method: Any, datamodule: Any) -> None:
+        self.method, self.datamodule, self.h = method, datamodule, method.hparams
+        self.device, self.folder = method.run_device, Path(self.h.cache)
+        self._styles: list[Style] | None = None
+        self._source: StyleGAN2 | None = None
+
+    # ---- style pictures
+
+    @property
+    def source(self) -> StyleGAN2:
+        """G, loaded once."""
+        if self._source is None:
+            self._source = load_stylegan2(locate(self.h.source, "stylegan2"))
+        return self._source
+
+    @property
+    def styles(self) -> list[Style]:
+        """The style pictures, as large as G draws."""
+        if self._styles is None:
+            self._styles = [Style(name, image) for name, image in self.datamodule.squares().items()]
+        return self._styles
+
+    def check(self) -> None:
+        """Refuse style pictures and batches that cannot work.
+
+        Raises:
+            UserError: naming the first one.
+        """
+        size, data = self.source.generator.size, self.datamodule
+        if not hasattr(data, "squares"):
+            raise UserError(f"{type(data).__name__} has no style pictures; use datamodules.StyleImages.")
+        if data.resolution != size:
+            raise UserError(f"data.resolution is {data.resolution}; {self.h.source} draws {size} px: set it to {size}.")
+        for source in data.reader.sources:
+            height, width = source.size(None) if source.path is not None else (size, size)
+            if height != width:
+                raise UserError(
+                    f"{source.path} is {width} x {height} px; style pictures must be square, with the face where the "
+                    "generator's photographs have it: align and crop it."
+                )
+            if height * ENLARGED < size:
+                raise UserError(f"{source.path} has {height} px, far from the {size} px that the generator draws; "
+                                f"take pictures of at least {size // ENLARGED} px.")  # fmt: skip
+        self._check_batch(len(data.reader.sources), data.batch_size)
+
+    def _check_batch(self, pictures: int, batch: int) -> None:
+        if pictures < batch:
+            raise UserError(
+                f"There are {pictures} style pictures for batches of {batch}; add pictures or set data.batch_size to "
+                f"{pictures} at most."
+            )
+        if batch > GROUP and batch % GROUP:
+            raise UserError(
+                f"data.batch_size is {batch}; the discriminator compares {GROUP} pictures at a time: "
+                f"take up to {GROUP}, or a multiple of it."
+            )
+
+    # ---- G*
+
+    def finetuned_file(self) -> Path:
+        """The file of G*, trained now if need be.
+
+        Raises:
+            UserError: a file that was given is G itself.
+        """
+        if self.h.finetuned:
+            given = existing(self.h.finetuned)
+            if fingerprint(given) == fingerprint(locate(self.h.source, "stylegan2")):
+                raise UserError(
+                    f"model.finetuned, {given}, is the source generator itself: its pictures are photographs. "
+                    "Give one that was finetuned on the style, or null to train it."
+                )
+            return given
+        path = self.folder / f"finetuned_{self.finetuned_key}.safetensors"
+        if not path.exists():
+            self._finetune(path)
+        return path
+
+    @property
+    def finetuned_key(self) -> str:
+        """What G* depends on, in short."""
+        data, made_of = self.datamodule, [fingerprint(locate(self.h.source, "stylegan2"))]
+        if self.h.discriminator:
+            made_of.append(fingerprint(locate(self.h.discriminator, "stylegan2")))
+        recipe = [f"{name}={self.h[name]}" for name in TRAINING]
+        recipe += [f"{name}={getattr(data, name)}" for name in ("batch_size", "random_crop", "flip", "seed")]
+        return f"{noise.number(*made_of, *(style.digest for style in self.styles), *recipe):016x}"
+
+    def _finetune(self, path: Path) -> None:
+        """Train G* by the method itself without constraints, in a run of its own that goes on where it was killed."""
+        say(f"training {path} without constraints, {self.h.finetune_iterations} iterations")
+        changes = {"weights": {"semantic": 0.0, "paired": 0.0}, "iterations": self.h.finetune_iterations}
+        changes |= {"lpips": None, "perceptual": None, "identity": None, "metrics": None}
+        plain = type(self.method)(**{**self.h, **changes})
+        data = copy.copy(self.datamodule)
+        data.setup("fit")
+        folder = path.with_suffix("")
+        trainer = self._trainer(folder)
+        begun = max(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime, default=None)
+        trainer.fit(plain, datamodule=data, ckpt_path=begun, weights_only=True)
+        save_stylegan2(path, StyleGAN2(plain.average, plain.mean))
+        for file in folder.glob("*.ckpt"):
+            file.unlink()
+
+    def _trainer(self, folder: Path) -> L.Trainer:
+        """A trainer of the same device and precision that keeps to itself."""
+        outer, device = self.method._trainer, self.device
+        saver = ModelCheckpoint(folder, "{step}", every_n_train_steps=EVERY, save_top_k=1)
+        shown = outer is not None and outer.progress_bar_callback is not None
+        trainer = L.Trainer(
+            max_steps=self.h.finetune_iterations, max_epochs=-1, accelerator=device.type,
+            devices=[device.index or 0] if device.type == "cuda" else 1, logger=False, enable_model_summary=False,
+            precision="32-true" if outer is None else outer.precision, callbacks=[saver, *[IterationBar()] * shown],
+            enable_progress_bar=shown, plugins=[LightningEnvironment(), WholeFiles()], num_sanity_val_steps=0,
+            limit_val_batches=0, default_root_dir=folder,
+        )  # fmt: skip
+        without_lightnings_handlers(trainer)
+        return trainer
+
+    # ---- the pairs
+
+    def tell(self) -> None:
+        """Make what is missing and say where it is."""
+        self.check()
+        pairs = self.find()
+        counts = [
+            f"{pairs.level.tolist().count(level)} of level {level}" for level in sorted(set(pairs.level.tolist()))
+        ]
+        say(f"pseudo pairs: {len(pairs.w)} in {self.folder}, {', '.join(counts)}")
+        say(f"all levels:   {self.files.sheet(self.styles)}")
+
+    def find(self) -> Pairs:
+        """The pseudo pairs of the level that the method asks for, on the CPU."""
+        return self.files.find(self.styles, self._networks, self.device, self.h.level)
+
+    @property
+    def files(self) -> PairFiles:
+        """Where the pairs lie."""
+        h = self.h
+        kinds = {"encoder": "psp", "refiner": "psp"} | {key: key for key in ("identity", "lpips", "perceptual")}
+        networks = [fingerprint(locate(h[key], kind)) if h[key] else "" for key, kind in kinds.items()]
+        finetuned = fingerprint(self.finetuned_file()) if h.finetuned else self.finetuned_key
+        made_of = (fingerprint(locate(h.source, "stylegan2")), finetuned, str(h.encoder_space), *networks)
+        return PairFiles(self.folder, made_of, self.method.pair_settings, h.seed)
+
+    def _networks(self) -> PairNetworks:
+        from lightning_styles.pretrained.networks import load_identity
+
+        h, device = self.h, self.device
+        encoder = self._psp(h.encoder, h.encoder_space)
+        if encoder.space != "z_plus":
+            raise UserError(
+                f"model.encoder, {h.encoder}, encodes into W+; pseudo pairs begin in Z+: give an encoder into Z+, "
+                "or set model.encoder_space to z_plus if it is one."
+            )
+        return PairNetworks(
+            source=self.source.generator.to(device),
+            finetuned=load_stylegan2(self.finetuned_file()).generator.to(device),
+            latent_avg=self.source.latent_avg.to(device),
+            encoder=encoder,
+            refiner=self._psp(h.refiner, None) if h.refiner else None,
+            judge=load_distance(h.lpips, h.perceptual).to(device),  # type: ignore[arg-type]
+            identity=load_identity(h.identity).to(device) if h.identity else None,
+        )
+
+    def _psp(self, name: str, space: Any) -> PSP:
+        model = load_psp(locate(name, "psp"), space)
+        model.encoder.to(self.device)
+        if model.latent_avg is not None:
+            model.latent_avg = model.latent_avg.to(self.device)
+        return model
