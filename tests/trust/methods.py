@@ -26,6 +26,8 @@ from lightning_styles.methods.style_lora import StyleLoRA
 from lightning_styles.module import StyleModule
 from tests.micro import Micro, quiet_trainer
 from tests.micro_osasis import MicroOSASIS, make_osasis, samples
+from tests.micro_stylegan import make_method as make_pseudo_paired_stylegan
+from tests.micro_stylegan import style_images as stylegan_pictures
 
 ITERATIONS = 4
 
@@ -155,6 +157,15 @@ METHODS: dict[str, Method] = {
         lambda micro, _: samples(osasis_files(micro)),  # its loader only counts: there is nothing for workers to do
         losses=("cross", "in", "re_clip", "re_l1", "re_lpips"),
         saving_memory={"gradient_checkpointing": True},
+    ),
+    "pseudo_paired_stylegan": Method(
+        lambda micro, **changes: make_pseudo_paired_stylegan(
+            micro.folder / "stylegan",
+            # What is logged at iteration 2 must not begin before it.
+            **({"iterations": ITERATIONS, "r1_every": 2, "path": 2.0, "path_every": 2, "ada_start": 0.5} | changes),
+        ),
+        lambda _, workers: stylegan_pictures(num_workers=workers, batch_size=2, images="scene:portrait/0-7"),
+        losses=("discriminator", "r1", "adversarial", "semantic", "paired", "path", "ada_p"),
     ),
 }
 
