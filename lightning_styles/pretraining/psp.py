@@ -170,8 +170,10 @@ class PSpPretraining(Pretraining):
 
     def draw_noise(self, count: int) -> list[Tensor]:
         """This iteration's noise maps of `count` pictures, drawn on the device: at 1024 px they are millions."""
-        key = noise.number(self.seed, self.iteration, self.global_rank, "maps")
-        return self.G.draw_noise(count, torch.Generator(self.device).manual_seed(key))
+        draw = self.generator("maps")
+        if self.device.type != "cpu":
+            draw = torch.Generator(self.device).manual_seed(draw.initial_seed())
+        return self.G.draw_noise(count, draw)
 
     def encode(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """w+ of squares (B, 3, S, S), and the terms on their codes."""
