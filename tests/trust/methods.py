@@ -25,6 +25,7 @@ from lightning_styles.methods.sms import SMS
 from lightning_styles.methods.style_lora import StyleLoRA
 from lightning_styles.module import StyleModule
 from tests.micro import Micro, quiet_trainer
+from tests.micro_baselines import make_gap, make_jojo
 from tests.micro_osasis import MicroOSASIS, make_osasis, samples
 from tests.micro_stylegan import make_method as make_pseudo_paired_stylegan
 from tests.micro_stylegan import style_images as stylegan_pictures
@@ -112,6 +113,10 @@ def pairs(_: Micro, workers: int) -> Pairs:
     )  # fmt: skip
 
 
+def photos(_: Micro, workers: int) -> Pictures:
+    return Pictures(images="scene:portrait/0-1", resolution=32, num_workers=workers)
+
+
 def osasis_files(micro: Micro) -> MicroOSASIS:
     """The networks of OSASIS, beside the micro base."""
     return MicroOSASIS(micro.folder / "osasis")
@@ -157,6 +162,18 @@ METHODS: dict[str, Method] = {
         lambda micro, _: samples(osasis_files(micro)),  # its loader only counts: there is nothing for workers to do
         losses=("cross", "in", "re_clip", "re_l1", "re_lpips"),
         saving_memory={"gradient_checkpointing": True},
+    ),
+    "jojogan": Method(
+        lambda micro, **changes: make_jojo(micro.folder / "stylegan", **({"iterations": ITERATIONS} | changes)),
+        photos,
+        losses=("features",),
+    ),
+    "mind_the_gap": Method(
+        lambda micro, **changes: make_gap(
+            micro.folder / "stylegan", osasis_files(micro), **({"iterations": ITERATIONS} | changes)
+        ),
+        photos,
+        losses=("across", "within", "reference", "l2", "lpips"),
     ),
     "pseudo_paired_stylegan": Method(
         lambda micro, **changes: make_pseudo_paired_stylegan(
