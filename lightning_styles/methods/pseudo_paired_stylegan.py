@@ -319,3 +319,8 @@ class PseudoPairedStyleGAN(FinetunedStyleGAN):
             columns |= {"pair": self.source(w), "pair result": self.average(w), "style": self.pairs.style[:PREVIEWS]}
         count = min(len(column) for column in columns.values())
         return {name: shrink(column[:count].float()).clamp(-1, 1) for name, column in columns.items()}
+
+    def closing_lines(self) -> list[str]:
+        if self._trainer is None or self.trainer.state.fn != "fit" or self.trainer.log_dir is None:
+            return []
+        return [f"Next: python -m lightning_styles stylize PHOTOS --style {self.trainer.log_dir} --out out"]

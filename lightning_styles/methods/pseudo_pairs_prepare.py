@@ -132,7 +132,8 @@ class Preparation:
         say(f"training {path} without constraints, {self.h.finetune_iterations} iterations")
         changes = {"weights": {"semantic": 0.0, "paired": 0.0}, "iterations": self.h.finetune_iterations}
         changes |= {"lpips": None, "perceptual": None, "identity": None, "metrics": None}
-        plain = type(self.method)(**{**self.h, **changes})
+        own = {name: value for name, value in self.h.items() if not name.startswith("_")}  # others are Lightning's
+        plain = type(self.method)(**(own | changes))
         data = copy.copy(self.datamodule)
         data.setup("fit")
         folder = path.with_suffix("")

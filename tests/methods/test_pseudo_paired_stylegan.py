@@ -296,7 +296,9 @@ def test_g_star_is_trained_without_constraints_and_goes_on_where_it_was_killed(
 
     monkeypatch.setattr(pseudo_pairs_prepare, "EVERY", 2)
     settings = {"finetune_iterations": 5, "cache": str(tmp_path / "whole")}
-    straight = prepared(make_method(micro_stylegan, **settings), tmp_path).finetuned_file()
+    method = make_method(micro_stylegan, **settings)
+    method.hparams["_class_path"] = "as the command line leaves behind"
+    straight = prepared(method, tmp_path).finetuned_file()
     settings["cache"] = str(tmp_path / "cut")
     step = PseudoPairedStyleGAN.training_step
     seen: list[int] = []
@@ -385,8 +387,8 @@ def test_photographs_are_encoded_and_drawn_by_the_average(micro_stylegan: Path, 
     for content, space in (("encoder", "z_plus"), ("refiner", "w_plus")):
         fresh = make_method(micro_stylegan, content=content, psi=0.8, perceptual="gone", identity="gone")
         run = quiet_trainer(tmp_path, 1)
-        (batch,) = run.predict(fresh, datamodule=photos, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
-        results[content] = torch.stack(batch["image"])
+        (batch,) = run.predict(fresh, photos, ckpt_path=tmp_path / "last.ckpt", weights_only=True)  # type: ignore[misc]
+        results[content] = torch.stack(batch["image"])  # type: ignore[call-overload]
         encoder = load_psp(micro_stylegan / f"psp_{space}.safetensors")
         images = torch.stack([picture["image"] for picture in photos.pictures()])
         codes = encoder.encoder(torch.nn.functional.adaptive_avg_pool2d(images, SIZE))

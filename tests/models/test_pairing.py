@@ -63,6 +63,8 @@ def test_the_levels_are_what_the_paper_says(nets: PairNetworks) -> None:
         assert f is not None
         torch.testing.assert_close(level.identity, 1 - (f(level.image) * f(style)).sum(1))
         torch.testing.assert_close(level.score, level.perceptual + level.identity)
+    assert one.z is not None
+    assert two.z is not None
     assert not torch.equal(one.z, two.z)
 
 
