@@ -49,7 +49,7 @@ class Pairs(L.LightningDataModule):
         pictures_per_prompt: pictures drawn for each of them.
         photos: what they stylize instead: image files, folders or scenes; see `Pictures`. The pair's `scene_style`
             makes the exact twins of scenes.
-        photo_caption: what photos show that have no `.txt` file beside them and are no scenes.
+        photo_caption: what photos show, such as "a dog", that have no `.txt` file beside them and are no scenes.
         eval_batch_size: of prompts or photos.
         batch_size: samples per device and iteration.
         seed: seed of order, prompts, crops and mirroring.

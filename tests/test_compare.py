@@ -1,8 +1,11 @@
 """compare: rows of a table, each run once."""
 
 import json
+import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from lightning_styles.errors import UserError
 from lightning_styles.parser import find_config
 from tests.toys import ToyStyle
 
+ROOT = Path(__file__).resolve().parent.parent
 BASE: dict[str, Any] = {
     "model": {"class_path": "tests.test_compare.Scored", "init_args": {"learning_rate": 0.5}},
     "data": {"class_path": "tests.toys.ToyData"},
@@ -190,6 +194,38 @@ def test_a_signal_ends_the_comparison_and_no_row_counts_as_failed(processes: str
         ("stopped", False, False),
         ("b", False, False),
     ]
+
+
+class Sleepy(ToyStyle):
+    """Says who runs it, and takes longer than anyone waits."""
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        Path(f"{os.getpid()}.pid").touch()
+        time.sleep(120)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_no_process_survives_a_comparison_that_is_killed() -> None:
+    sleepy = {"model": {"class_path": "tests.test_compare.Sleepy", "init_args": {"learning_rate": 0.5}}}
+    write("table.yaml", COMPARISON | {"rows": {"a": sleepy, "b": sleepy, "c": sleepy}})
+    command = [sys.executable, "-m", "lightning_styles", "compare", "table.yaml", "--processes", "2"]
+    comparison = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+
+    def workers() -> list[Path]:
+        states = [Path(f"/proc/{path.stem}/stat") for path in Path().glob("*.pid")]
+        return [file for file in states if file.exists() and file.read_text().split()[2] != "Z"]
+
+    def wait_for(count: int) -> None:
+        latest = time.monotonic() + 90
+        while len(workers()) != count:
+            assert time.monotonic() < latest
+            time.sleep(0.2)
+
+    wait_for(2)
+    comparison.kill()
+    comparison.wait()
+    wait_for(0)
 
 
 def test_another_config_lies_under_the_settings_of_the_rows() -> None:

@@ -55,6 +55,10 @@ def shortened(words: list[str]) -> list[str]:
         words = [*words, "--rows", "nothing,sms"]  # the last one counts
     if "configs/tiny/osasis.yaml" in words:
         words = [*words, "--model.candidates", "2", "--data.pool", "4", "--vars.photos", '["scene:portrait/0?seed=1"]']
+    if "configs/tiny/pair_customization.yaml" in words:
+        words = [*words, "--model.style_from", "0", "--model.steps", "2", "--model.strengths", "[1]"]
+    if "configs/tiny/style_guidance.yaml" in words:
+        words = [*words, "--model.steps", "2", "--model.strengths", "[1]"]
     more = ITERATIONS + 1 if "--ckpt_path" in words else ITERATIONS
     return [*words, "--trainer.max_steps", str(more), "--trainer.accelerator", "cpu"]
 

@@ -144,14 +144,22 @@ def _measure_wave(rows: list[Row], checkpoints: list[str | None], processes: int
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    with ProcessPoolExecutor(processes, get_context("spawn"), _share_cores, (processes,)) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, (processes,)) as pool:
         yield from zip(rows, pool.map(measure, rows, checkpoints), strict=True)
 
 
-def _share_cores(processes: int) -> None:
+def _start_worker(processes: int) -> None:
+    """Take a share of the cores, and end when the comparison itself has been killed, whose rows nobody reads then."""
+    import os
+    import threading
+    from multiprocessing import parent_process
+
     import torch
 
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    parent = parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 # ---- the command

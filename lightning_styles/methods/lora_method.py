@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_styles import noise
 from lightning_styles.diffusion.schedules import NoiseSchedule
-from lightning_styles.errors import UserError, at_least
+from lightning_styles.errors import at_least
 from lightning_styles.imaging import pad_to_multiple
 from lightning_styles.models.adapters import enable_gradient_checkpointing
 from lightning_styles.module import StyleModule
@@ -50,6 +50,7 @@ class LoRAMethod(StyleModule):
             the first step on.
         scheduler: "base" is the base's own; photos are always inverted and drawn with DDIM.
         inversion: of photos.
+        photo_prompt: what a photo is inverted under; {caption} is filled in. Without a caption it is "a photo".
         size: height and width of pictures drawn from prompts, in px.
         preview_prompts: prompts of the preview pictures.
         metrics: name -> network or folder for `validate` and `test`, see `lightning_styles.metrics`.
@@ -79,6 +80,7 @@ class LoRAMethod(StyleModule):
         style_start: int | None = 800,
         scheduler: Literal["base", "ddim", "pndm", "euler", "dpm++"] = "base",
         inversion: Literal["ddim", "renoise"] = "ddim",
+        photo_prompt: str = "a photo of {caption}",
         size: int = 512,
         preview_prompts: list[str] = [],  # noqa: B006 - jsonargparse copies it
         metrics: dict[str, str] | None = None,
@@ -261,9 +263,9 @@ class LoRAMethod(StyleModule):
         """Pictures of a batch of prompts or photos at each strength."""
         if "prompt" in batch:
             return self.draw(batch["prompt"], batch["name"], strengths)
-        if not all(batch["caption"]):
-            raise UserError("a photo has no caption, which says what it shows; set data.captions.")
-        return self.redraw(batch["image"], batch["caption"], batch["name"], strengths)
+        form = self.hparams.photo_prompt
+        prompts = [form.replace("{caption}", caption) if caption else "a photo" for caption in batch["caption"]]
+        return self.redraw(batch["image"], prompts, batch["name"], strengths)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any] | None:
         if self.finished.issuperset(batch["name"]):

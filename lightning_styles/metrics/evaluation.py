@@ -10,6 +10,9 @@
 | inception | weights of FID's Inception | the same by Inception, in place of style_features |
 | dreamsim | folder of DreamSim's files | `dreamsim_content`, `dreamsim_twin`: as content and twin |
 
+Beside `content` and `twin` stand `content_rel` and `twin_rel`, the same in units of the distance from source to twin: a
+result that is the source has 0 and 1, the exact answer 1 and 0. So styles of different strength can be averaged.
+
 Always: `n` pictures; where the exact answer is known `twin_l1`, its pixel distance; against the style images
 `spectrum`, the difference of the radially averaged power spectra in decades. Where pictures are of the same prompt,
 `diversity` and `dreamsim_diversity`: their distances from each other by the same networks.
@@ -90,11 +93,12 @@ class Evaluation(nn.Module):
         self.given_style = False
         self.n, self.twin_n, self.style_n = SumMetric(), SumMetric(), SumMetric()
         self.to_source, self.to_twin = nn.ModuleDict(), nn.ModuleDict({"twin_l1": PixelDistance()})
-        self.in_groups = nn.ModuleDict()
+        self.in_groups, self.gaps = nn.ModuleDict(), nn.ModuleDict()
         for prefix, network in _distances(metrics).items():
             self.to_source[f"{prefix}content"] = PerceptualDistance(network)
             self.to_twin[f"{prefix}twin"] = PerceptualDistance(network)
             self.in_groups[f"{prefix}diversity"] = Diversity(network)
+            self.gaps[f"{prefix}gap"] = PerceptualDistance(network)
         if "identity" in metrics:
             from lightning_styles.pretrained.networks import load_identity
 
@@ -144,6 +148,7 @@ class Evaluation(nn.Module):
         if twin is not None:
             self.twin_n.update(len(twin))
             _update(self.to_twin, result, twin.float())
+            _update(self.gaps, source, twin.float())
             if not self.given_style:
                 self._add_style(twin)
         if group is not None:
@@ -171,6 +176,9 @@ class Evaluation(nn.Module):
         values = {"n": float(n)}
         groups = [self.to_source, self.to_twin] if twins else [self.to_source]
         values |= {name: _value(measure) for group in groups for name, measure in group.items()}
+        for name, gap in self.gaps.items() if twins else ():
+            prefix, between = name.removesuffix("gap"), max(_value(gap), 1e-9)
+            values |= {f"{prefix}{key}_rel": values[f"{prefix}{key}"] / between for key in ("content", "twin")}
         diversity = {name: _value(measure) for name, measure in self.in_groups.items()}
         values |= {name: value for name, value in diversity.items() if not math.isnan(value)}
         if styled:

@@ -52,7 +52,10 @@ def test_shipped_file_is_found_from_anywhere(tmp_path, monkeypatch):
 def test_scenes_stand_for_their_captions():
     expected = scenes.captions(scenes.sample_scenes(1, range(8), kind="portrait"), "photo")
     assert [text for _, text in Prompts(prompts="scene:portrait/0-7?seed=1").plan.prompts] == expected
-    assert [text for _, text in Prompts(prompts=["a dog", "scene:portrait/0-7?seed=1"]).plan.prompts] == ["a dog", *expected]
+    assert [text for _, text in Prompts(prompts=["a dog", "scene:portrait/0-7?seed=1"]).plan.prompts] == [
+        "a dog",
+        *expected,
+    ]
 
 
 @pytest.mark.parametrize("fn", ["validate", "test", "predict"])

@@ -14,6 +14,7 @@ from lightning_styles.losses.denoising import denoising_loss
 from lightning_styles.methods.concept_slider import ConceptSlider
 from lightning_styles.methods.lora_method import STYLE, LoRAMethod
 from lightning_styles.methods.pair_customization import CONTENT, PairCustomization
+from lightning_styles.methods.style_guidance import StyleGuidance
 from lightning_styles.methods.style_lora import StyleLoRA
 from lightning_styles.models.adapters import adapter_parameters, lora_layers, routed
 from lightning_styles.pretrained.stable_diffusion import load_stable_diffusion
@@ -216,6 +217,25 @@ def test_photos_are_inverted_and_drawn_again(micro: Micro, tmp_path: Path) -> No
     assert (plain - styled).abs().max() > 1e-3
     drawn = next(iter(pairs(**photos).new.reader.read([0])))["image"]  # type: ignore[union-attr]
     torch.testing.assert_close(photo, drawn, rtol=0, atol=1e-6)
+
+
+def test_blended_loras_are_the_sum_of_their_directions(micro: Micro, trained: Any, tmp_path: Path) -> None:
+    """One LoRA twice at half its strength is that LoRA; the trainer's own pictures are those of its file."""
+    method, path = trained
+    method.export(tmp_path / "style.safetensors", "kohya")
+    lora = str(tmp_path / "style.safetensors")
+    drawing = {key: DRAWING[key] for key in ("size", "steps", "guidance")} | {"base": path, "strength": 2.0}
+    drawn = {}
+    for name, shares in (("one", [1.0]), ("two", [0.5, 0.5])):
+        styles = [{"lora": lora, "phrase": "cartoon style", "share": share} for share in shares]
+        other = StyleGuidance(styles=styles, **drawing)  # type: ignore[arg-type]
+        other.configure_model()
+        drawn[name] = other.draw(["a photo of a man"], ["x"], [0.0, 2.0])
+    own = method.draw(["a photo of a man"], ["x"], [0.0, 2.0])
+    for found in drawn.values():
+        for ours, expected in zip(found, own, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
+    assert (own[0] - own[1]).abs().max() > 1e-3
 
 
 # ---- bad input

@@ -41,7 +41,13 @@ def test_every_value_is_what_its_part_says(networks: dict[str, str]) -> None:
     features, fid = PooledFeatures(network), FrechetDistance(12)
     fid.update(features(twin), real=True)
     fid.update(features(result), real=False)
-    assert values.keys() == {"n", "content", "identity", "twin", "twin_l1", "spectrum", "kid", "fid", "artfid"}
+    relative = {"content_rel", "twin_rel"}
+    assert (
+        values.keys() == {"n", "content", "identity", "twin", "twin_l1", "spectrum", "kid", "fid", "artfid"} | relative
+    )
+    gap = network(source, twin).mean().item()
+    assert values["content_rel"] == pytest.approx(values["content"] / gap, rel=1e-4)
+    assert values["twin_rel"] == pytest.approx(values["twin"] / gap, rel=1e-4)
     assert values["n"] == 18
     assert values["content"] == pytest.approx(network(result, source).mean().item(), rel=1e-4)
     assert values["identity"] == pytest.approx((identity(result) * identity(source)).sum(1).mean().item(), abs=1e-5)
