@@ -45,7 +45,8 @@ def put_back(squares: Tensor, faces: list[Face], photos: Tensor) -> list[Tensor]
 class EncodedFaces(StyleModule):
     """Photos through an encoder into w+ of `source`, which `stylize` draws with another generator.
 
-    Subclasses have the settings source, encoder and paste_back, and call `load_source` in `configure_model`.
+    Subclasses have the settings source, encoder and paste_back, and call `load_source` in `configure_model`. Those
+    with several encoders name the setting of the one for photos in `content`.
 
     Attributes:
         source: the frozen generator of photos.
@@ -72,6 +73,11 @@ class EncodedFaces(StyleModule):
         return model
 
     @property
+    def content(self) -> str:
+        """The setting that names the encoder of photos."""
+        return "encoder"
+
+    @property
     def encoder(self) -> PSP:
         """The encoder, loaded when first needed.
 
@@ -79,13 +85,14 @@ class EncodedFaces(StyleModule):
             UserError: there is none, or it is made for another generator.
         """
         if "_encoder" not in self.__dict__:
-            if self.hparams.encoder is None:
-                raise UserError("photos need an encoder of the source generator: set model.encoder.")
-            model = load_psp(locate(self.hparams.encoder, "psp"))
+            h, setting = self.hparams, self.content
+            if h[setting] is None:
+                raise UserError(f"photos need an encoder of the source generator: set model.{setting}.")
+            model = load_psp(locate(h[setting], "psp"), h.get(f"{setting}_space"))
             made, needed = (model.encoder.arguments[key] for key in ("n_styles", "style_dim")), self.source
             if tuple(made) != (needed.n_latent, needed.style_dim):
                 raise UserError(
-                    f"{self.hparams.encoder} encodes for another generator: {self.hparams.source} has "
+                    f"{h[setting]} encodes for another generator: {h.source} has "
                     f"{needed.n_latent} styles of length {needed.style_dim}; give the encoder that was trained with it."
                 )
             model.encoder.to(self.device)
@@ -119,10 +126,17 @@ class EncodedFaces(StyleModule):
         """Stylize faces; with `paste_back`, in the photos that they were cut out of."""
         if self.finished.issuperset(batch["name"]):
             return None
-        faces = faces_of(batch, self.trainer, self.source.size)
-        squares = self.results(torch.stack([face.square for face in faces]), batch["name"])
-        images = put_back(squares, faces, batch["image"]) if self.hparams.paste_back else list(squares)
+        images = self.images(batch, faces_of(batch, self.trainer, self.source.size))
         return {"image": images, "name": batch["name"], "settings": dict(self.hparams)}
+
+    def images(self, batch: dict[str, Any], faces: list[Face]) -> list[Tensor]:
+        """What `predict` returns of the faces of a batch."""
+        squares = self.results(torch.stack([face.square for face in faces]), batch["name"])
+        return self.placed(squares, faces, batch["image"])
+
+    def placed(self, squares: Tensor, faces: list[Face], photos: Tensor) -> list[Tensor]:
+        """Squares (B, 3, S, S) as they are or, with `paste_back`, in the photos (B, 3, H, W)."""
+        return put_back(squares, faces, photos) if self.hparams.paste_back else list(squares)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Measure the squares."""

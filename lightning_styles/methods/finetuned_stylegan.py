@@ -16,47 +16,37 @@ from torch.optim import Adam, Optimizer
 from lightning_styles import noise
 from lightning_styles.errors import UserError
 from lightning_styles.losses.gan import discriminator_loss, lazy_adam, path_lengths, path_penalty, r1_penalty
+from lightning_styles.methods.encoded_faces import EncodedFaces
 from lightning_styles.models.augmentation import Augmentation
-from lightning_styles.models.stylegan2 import Generator
 from lightning_styles.models.stylegan2.layers import full_precision
-from lightning_styles.module import StyleModule
-from lightning_styles.pretrained import fingerprint, locate
+from lightning_styles.pretrained import locate
 from lightning_styles.pretrained.stylegan2 import (
     DRAWS,
     StyleGAN2,
     load_discriminator,
-    load_stylegan2,
     save_rosinality,
     save_stylegan2,
 )
 
 
-class FinetunedStyleGAN(StyleModule):
+class FinetunedStyleGAN(EncodedFaces):
     """The networks of a finetuned StyleGAN2 and the steps of its game; settings are those of `PseudoPairedStyleGAN`.
 
     Attributes:
-        source: G.
+        source, latent_avg: G and the mean of its w, see `EncodedFaces`.
         styled: G', which is trained.
         average: the running average of G', which draws results.
         discriminator: D.
         augmentation: of what D sees.
-        latent_avg: (D,), the mean of w of G.
     """
 
     formats = {"rosinality": "stylegan2.pt", "safetensors": "stylegan2.safetensors"}
-    source: Generator
-    latent_avg: Tensor
     path_mean: Tensor
 
     def configure_model(self) -> None:
         if hasattr(self, "styled"):
             return
-        h, path = self.hparams, locate(self.hparams.source, "stylegan2")
-        self.base_models = {h.source: fingerprint(path)}
-        model = load_stylegan2(path, finetune=h.discriminator is None)
-        # Plain attributes: no part of what is trained, and no precision of a run casts them.
-        self.__dict__["source"] = model.generator.to(self.run_device)
-        self.__dict__["latent_avg"] = model.latent_avg.to(self.run_device)
+        h, model = self.hparams, self.load_source(finetune=self.hparams.discriminator is None)
         self.styled = copy.deepcopy(model.trained or model.generator).requires_grad_(True)
         self.average = copy.deepcopy(model.generator)
         if h.discriminator:

@@ -15,25 +15,24 @@ from lightning_styles.files import existing
 from lightning_styles.imaging import find_images
 from lightning_styles.losses.gan import generator_loss
 from lightning_styles.losses.semantic import perceptual_distance, semantic_distance, shrink
-from lightning_styles.methods.finetuned_stylegan import FinetunedStyleGAN, without_gradients
+from lightning_styles.methods.finetuned_stylegan import without_gradients
 from lightning_styles.methods.pseudo_pairs import Pairs, Targets
 from lightning_styles.methods.pseudo_pairs_prepare import Preparation
+from lightning_styles.methods.stylized_faces import StylizedFaces
 from lightning_styles.metrics.perceptual import load_distance
 from lightning_styles.metrics.semantic import SemanticDistance
 from lightning_styles.models.augmentation import Kind as Augment
 from lightning_styles.models.psp import Space
 from lightning_styles.models.stylegan2.layers import full_precision
 from lightning_styles.models.stylegan2.mixing import truncate
-from lightning_styles.models.stylegan2.pairing import PairSettings, encode_w
-from lightning_styles.pretrained import locate
-from lightning_styles.pretrained.psp import load_psp
-from lightning_styles.square import open_square, to_square
+from lightning_styles.models.stylegan2.pairing import PairSettings
+from lightning_styles.square import open_square
 
 TERMS = {"adversarial": 1.0, "semantic": 1.0, "paired": 1.0}
 PREVIEWS = 4
 
 
-class PseudoPairedStyleGAN(FinetunedStyleGAN):
+class PseudoPairedStyleGAN(StylizedFaces):
     """Finetune StyleGAN2 on style pictures until photographs encoded into its codes come out stylized.
 
     One iteration is one step of the discriminator and one of the generator, on one batch of styles: the pictures that
@@ -74,11 +73,19 @@ class PseudoPairedStyleGAN(FinetunedStyleGAN):
         ada_target: mean sign of the logits of style pictures that ADA holds.
         ada_ramp: pictures in which its probability can move by 1.
         ema: decay of the average of G', per iteration.
-        psi: truncation in `predict`.
+        mode: of `predict` and `test`: "standard" draws photographs with their own styles, "multimodal" with random
+            ones from `layer` on, "reference" with those of `reference` from there on.
+        layer: the first one of the style; the larger, the subtler. None: layer 9 (multimodal) or 6 (reference) of 18,
+            scaled to those of the generator.
+        psi: truncation of the random styles (multimodal) or of the photographs' (else). None: 0.7 or 1.
+        samples: results of each photograph (multimodal); several come as one labelled picture.
+        reference: picture of a face in the style, aligned, or with landmarks beside it.
+        reference_steps: of the search for its styles, which are then kept in `cache`.
+        paste_back: put faces that were cut out of photographs back there.
         feature_cache: GB of memory for what the style pictures look like to the perceptual network.
         style_images: folder of style pictures that `fid` compares with in `test`; None compares with the twins.
         semantic_samples: pictures of the semantic distance of G and G' in `validate` and `test`; 0 leaves it out.
-        cache: folder of G* and the pairs.
+        cache: folder of G*, the pairs and the references.
         metrics: name -> network or folder for `validate` and `test`, see `lightning_styles.metrics`.
         seed: key of all randomness.
     """
@@ -122,7 +129,13 @@ class PseudoPairedStyleGAN(FinetunedStyleGAN):
         ada_target: float = 0.6,
         ada_ramp: int = 100_000,
         ema: float = 0.9978,
-        psi: float = 1.0,
+        mode: Literal["standard", "multimodal", "reference"] = "standard",
+        layer: int | None = None,
+        psi: float | None = None,
+        samples: int = 1,
+        reference: str | None = None,
+        reference_steps: int = 1000,
+        paste_back: bool = False,
         feature_cache: float = 8.0,
         style_images: str | None = None,
         semantic_samples: int = 0,
@@ -147,13 +160,18 @@ class PseudoPairedStyleGAN(FinetunedStyleGAN):
             raise UserError("the paired term needs model.encoder, an encoder into Z+; or set its weight to 0.")
         self.pair_settings = PairSettings.of(pairs or {})
         self.save_hyperparameters()
+        self.check_mode()
 
     @classmethod
     def required_models(cls, init_args: dict[str, Any]) -> list[tuple[str, str]]:
-        kinds = {"source": "stylegan2", "discriminator": "stylegan2", "encoder": "psp", "refiner": "psp"}
-        kinds |= {"lpips": "lpips", "perceptual": "perceptual", "identity": "identity", "finetuned": "file"}
+        kinds = {"discriminator": "stylegan2", "refiner": "psp", "finetuned": "file", "reference": "file"}
+        kinds |= {key: key for key in ("lpips", "perceptual", "identity")}
         named = [(init_args[key], kind) for key, kind in kinds.items() if init_args.get(key)]
-        return named + super().required_models(init_args)
+        return super().required_models(init_args) + named
+
+    @property
+    def content(self) -> str:
+        return self.hparams.content
 
     # ---- networks
 
@@ -239,40 +257,6 @@ class PseudoPairedStyleGAN(FinetunedStyleGAN):
         with full_precision(image):
             return perceptual_distance(self.judge, image, self.targets.maps(chosen)).mean()
 
-    # ---- stylizing
-
-    @property
-    def encoder(self) -> Any:
-        """What encodes photographs, loaded when first needed."""
-        if "_encoder" not in self.__dict__:
-            h = self.hparams
-            if h[h.content] is None:
-                raise UserError(f"photographs need an encoder of this generator: set model.{h.content}.")
-            model = load_psp(locate(h[h.content], "psp"), h.encoder_space if h.content == "encoder" else None)
-            model.encoder.to(self.device)
-            if model.latent_avg is not None:
-                model.latent_avg = model.latent_avg.to(self.device)
-            self.__dict__["_encoder"] = model
-        return self.__dict__["_encoder"]
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """w+ (B, L, D) of photographs (B, 3, H, W) in [-1, 1]."""
-        w = encode_w(self.encoder, self.source, images)
-        return truncate(w, self.mean, self.hparams.psi) if self.hparams.psi < 1 else w
-
-    @torch.no_grad()
-    def draw(self, w: Tensor) -> Tensor:
-        """Stylized pictures (B, 3, S, S) of w+, with the stored noise maps."""
-        return self.average(w).float().clamp(-1, 1)
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any] | None:
-        """Stylize photographs of aligned faces; of other aspect ratios the middle square."""
-        if self.finished.issuperset(batch["name"]):
-            return None
-        images = list(self.draw(self.encode(batch["image"])))
-        return {"image": images, "name": batch["name"], "settings": dict(self.hparams)}
-
     # ---- evaluation
 
     def on_test_epoch_start(self) -> None:
@@ -281,11 +265,6 @@ class PseudoPairedStyleGAN(FinetunedStyleGAN):
         if self.evaluation and h.style_images:
             files = find_images(existing(h.style_images))
             self.evaluation.set_style_images(torch.cat([open_square(f, self.source.size, "crop") for f in files]))
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Measure squares of the generator's size."""
-        pictures = {key: to_square(batch[key], self.source.size, "crop") for key in ("image", "twin") if key in batch}
-        super().test_step(batch | pictures, batch_idx)
 
     def _log_evaluation(self, stage: str) -> None:
         super()._log_evaluation(stage)
