@@ -137,6 +137,19 @@ def test_osasis_has_the_settings_of_its_official_code(name: str) -> None:
     assert settings["domain_model"] == f"p2-{domain}"
 
 
+@pytest.mark.parametrize("name", [name for name in CONFIGS if "pair_sdxl" in name])
+def test_pair_customization_has_the_settings_of_its_official_code(name: str) -> None:
+    config = parse_only(["fit", "--config", name])
+    settings, data = config["model"]["init_args"], config["data"]["init_args"]
+    expected = {"iterations": 750, "style_from": 250, "content_rank": 64, "style_rank": 64, "lr": 1e-5}
+    expected |= {"weight_decay": 1e-4, "updates": "sequential", "down": "orthogonal", "basis_seed": 123846}
+    expected |= {"targets": ["to_q", "to_k", "to_v", "to_out.0"], "snr_gamma": None, "noise_offset": 0.0}
+    expected |= {"strength": 3.0, "guidance": 5.0, "steps": 50, "style_start": 800, "clip_norm": None}
+    assert {key: settings[key] for key in expected} == expected
+    assert (data["resolution"], data["flip"], data["batch_size"]) == (512, "always", 1)
+    assert settings["base"] == "stable-diffusion-xl"
+
+
 def test_every_style_writes_into_its_own_folder() -> None:
     folders = [yaml.safe_load((ROOT / name).read_text("utf-8"))["vars"]["output_dir"] for name in SMS]
     assert sorted(folders) == sorted(set(folders))
