@@ -132,6 +132,7 @@ class Preparation:
         say(f"training {path} without constraints, {self.h.finetune_iterations} iterations")
         changes = {"weights": {"semantic": 0.0, "paired": 0.0}, "iterations": self.h.finetune_iterations}
         changes |= {"lpips": None, "perceptual": None, "identity": None, "metrics": None}
+        changes |= {"mode": "standard", "layer": None, "samples": 1, "reference": None}
         own = {name: value for name, value in self.h.items() if not name.startswith("_")}  # others are Lightning's
         plain = type(self.method)(**(own | changes))
         data = copy.copy(self.datamodule)

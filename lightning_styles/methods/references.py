@@ -17,6 +17,7 @@ from lightning_styles.methods.pseudo_pairs import Style
 from lightning_styles.metrics.perceptual import load_distance
 from lightning_styles.models.stylegan2 import Generator
 from lightning_styles.models.stylegan2.factorization import VSpace, factorize, modulation_weights
+from lightning_styles.models.stylegan2.layers import full_precision
 from lightning_styles.models.stylegan2.stylize import invert_reference
 from lightning_styles.pretrained.weights import read_safetensors
 from lightning_styles.sheet import labelled_row
@@ -66,8 +67,9 @@ class References:
         judge: Any = load_distance(self.lpips, self.perceptual).to(mean.device)
         target = style.image[None].to(mean.device)
         space = factorize(modulation_weights(generator))
-        found = invert_reference(generator, space, target, judge, steps=self.steps, mean=mean, seed=self.seed)
-        drawn = generator(space.to_w(found.code), found.noise).float().clamp(-1, 1)
+        with full_precision(mean):  # the file is the same in a run of any precision
+            found = invert_reference(generator, space, target, judge, steps=self.steps, mean=mean, seed=self.seed)
+            drawn = generator(space.to_w(found.code), found.noise).clamp(-1, 1)
         columns = {"reference": shrink(target)[0], f"found {float(found.distance):.3f}": shrink(drawn)[0]}
         save_png(path.with_suffix(".png"), labelled_row(columns), {"distance": float(found.distance)})
         tensors = {"v": found.code[0], "singular_values": space.singular_values, "directions": space.directions}

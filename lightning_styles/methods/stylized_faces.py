@@ -58,6 +58,10 @@ class StylizedFaces(FinetunedStyleGAN):
         if h.mode == "reference" and h.lpips is None and h.perceptual is None:
             raise UserError("mode reference needs a judge: set model.lpips or model.perceptual.")
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.__dict__.pop("_reference", None)  # of weights that another stage may have changed
+
     def configure_model(self) -> None:
         super().configure_model()
         if self.hparams.layer is not None:

@@ -14,6 +14,7 @@ from lightning_styles.imaging import read_image, save_png
 from lightning_styles.methods import references
 from lightning_styles.methods.pseudo_paired_stylegan import PseudoPairedStyleGAN
 from lightning_styles.methods.pseudo_pairs import Style
+from lightning_styles.methods.pseudo_pairs_prepare import Preparation
 from lightning_styles.methods.references import References, digest
 from lightning_styles.models.stylegan2.factorization import factorize, modulation_weights
 from lightning_styles.models.stylegan2.mixing import mix, truncate
@@ -21,7 +22,7 @@ from lightning_styles.models.stylegan2.pairing import encode_w
 from lightning_styles.pretrained.psp import load_psp
 from tests.methods.test_stylegan_baselines import photo_with_face, photos, pictures, predict
 from tests.micro import quiet_trainer
-from tests.micro_stylegan import LAYERS, SIZE, STYLE, make_method, make_stylegan, shaken
+from tests.micro_stylegan import LAYERS, SIZE, STYLE, make_method, make_stylegan, shaken, style_images
 
 pytest_plugins = ["tests.micro_stylegan"]
 
@@ -108,6 +109,16 @@ def test_a_reference_gives_its_styles_and_is_sought_once(
     near(predict(make(micro_stylegan, layer=LAYERS, **settings), tmp_path), method.average(w))
     with pytest.raises(TypeError):
         files.find(style, shaken(make_stylegan().generator), method.latent_avg)  # type: ignore[arg-type]
+
+
+def test_the_mode_does_not_matter_to_the_preparation(micro_stylegan: Path, tmp_path: Path) -> None:
+    names = []
+    for changes in ({}, {"mode": "reference", "reference": "a.png", "layer": 2}, {"mode": "multimodal", "samples": 2}):
+        method = make_method(micro_stylegan, cache=str(tmp_path), **changes)
+        method.trainer = quiet_trainer(tmp_path, 1)
+        names.append(Preparation(method, style_images()).finetuned_file().name)
+        (tmp_path / names[-1]).unlink()
+    assert len(set(names)) == 1
 
 
 def test_a_search_moves_towards_the_reference(micro_stylegan: Path, tmp_path: Path) -> None:
