@@ -226,19 +226,24 @@ class LoRAMethod(StyleModule):
         h = self.hparams
         padded, (height, width) = pad_to_multiple(images, self.base.multiple)
         with self.pipeline("ddim") as pipeline:
-            generator = noise.generator(self.seed, "/".join(names), "inversion")
             renoise = ReNoise() if h.inversion == "renoise" else None
-            z = invert(pipeline, padded, prompts, steps=h.steps, renoise=renoise, generator=generator)
+            z = [  # each alone, with noise of its own, so that none depends on its neighbours
+                invert(pipeline, x[None], prompt, steps=h.steps, renoise=renoise, generator=generator)
+                for x, prompt, generator in zip(
+                    padded, prompts, (noise.generator(self.seed, name, "inversion") for name in names), strict=True
+                )
+            ]
             results = [
                 pipeline(
                     prompts,
                     styles=self.styled(strength),
+                    mode=h.mode if strength else "guidance",
                     guidance_scale=1.0,
                     num_inference_steps=h.steps,
                     style_start=h.style_start,
                     height=padded.shape[-2],
                     width=padded.shape[-1],
-                    latents=z,
+                    latents=torch.cat(z),
                     output_type="pt",
                 ).images
                 for strength in strengths
@@ -325,4 +330,6 @@ class LoRAMethod(StyleModule):
         return {"base": names, "style_phrase": self.hparams.style_phrase, "iterations": str(self.iterations)}
 
     def closing_lines(self) -> list[str]:
+        if self.trainer.state.fn != "fit":
+            return []
         return [f"Next: python -m lightning_styles convert {self.trainer.log_dir} style_lora.safetensors --to kohya"]
