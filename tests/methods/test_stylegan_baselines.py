@@ -309,7 +309,6 @@ def test_the_photo_of_the_style_picture_is_nearer_to_it_and_likely(
         (make_gap, {"weights": {"accross": 1.0}}, "weights has accross; expected across, within"),
         (make_gap, {"mix_from": 19}, "mix_from is 19; expected a layer from 0 to 18"),
     ],
-    ids=str,
 )
 def test_settings_that_do_not_fit_are_refused(
     micro_stylegan: Path,
