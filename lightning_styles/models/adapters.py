@@ -168,7 +168,7 @@ class Route:
             if name not in layer.lora_A:
                 continue  # an adapter that does not reach this layer
             A, B = layer.lora_A[name], layer.lora_B[name]
-            if A.weight.requires_grad:
+            if A.weight.requires_grad or torch.compiler.is_compiling():  # a compiler finds equal products by itself
                 down = self.applied(A, name, layer.lora_dropout[name](x[rows].to(A.weight.dtype)))
             else:
                 down = self.products.of(A, x, rows)

@@ -13,7 +13,7 @@ from lightning_styles.errors import UserError
 from lightning_styles.losses.denoising import denoising_loss
 from lightning_styles.methods.concept_slider import ConceptSlider
 from lightning_styles.methods.lora_method import STYLE, LoRAMethod
-from lightning_styles.methods.pair_customization import CONTENT, PairCustomization
+from lightning_styles.methods.pair_customization import BOTH, CONTENT, PairCustomization
 from lightning_styles.methods.style_guidance import StyleGuidance
 from lightning_styles.methods.style_lora import StyleLoRA
 from lightning_styles.models.adapters import adapter_parameters, lora_layers, routed
@@ -162,6 +162,21 @@ def test_products_with_shared_matrices_are_the_same(trained: Any) -> None:
         base = method.unet(z, t, **told).sample
     torch.testing.assert_close(found[0], base[0], rtol=0, atol=1e-5)
     assert (found[1] - base[1]).abs().max() > 1e-3
+
+
+@pytest.mark.slow
+def test_a_compiled_unet_is_one_graph_with_the_same_gradients(trained: Any) -> None:
+    method, path = trained
+    z, t, told = question(load_stable_diffusion(path))
+    found = []
+    for unet in (method.unet, torch.compile(method.unet, backend="eager", fullgraph=True)):
+        method.zero_grad()
+        with routed(method.unet, BOTH, detached=[CONTENT]):
+            unet(z, t, **told).sample.square().mean().backward()
+        assert all(p.grad is None for p in method.trained[CONTENT])
+        found.append([p.grad.clone() for p in method.trained[STYLE]])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
 
 
 def test_min_snr_weighs_clean_timesteps_less() -> None:
