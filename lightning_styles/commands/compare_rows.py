@@ -157,7 +157,7 @@ def _entries(path: Path, content: dict[str, Any], key: str) -> dict[str, dict[st
     for name, entry in entries.items():
         if not isinstance(entry or {}, dict):
             raise UserError(
-                f"{path}: {key} {name} is {entry!r}; expected settings, such as {{data.init_args.batch_size: 4}}."
+                f"{path}: {key.removesuffix('s')} {name} is {entry!r}; expected settings, such as {{data.init_args.batch_size: 4}}."
             )
     return {str(name): dict(entry or {}) for name, entry in entries.items()}
 
