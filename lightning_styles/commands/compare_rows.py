@@ -156,8 +156,9 @@ def _entries(path: Path, content: dict[str, Any], key: str) -> dict[str, dict[st
         raise UserError(f"{path}: {key} is {entries!r}; expected {{name: {{key: value}}}}.")
     for name, entry in entries.items():
         if not isinstance(entry or {}, dict):
+            what = f"{key.removesuffix('s')} {name}"  # row a, repeat one
             raise UserError(
-                f"{path}: {key.removesuffix('s')} {name} is {entry!r}; expected settings, such as {{data.init_args.batch_size: 4}}."
+                f"{path}: {what} is {entry!r}; expected settings, such as {{data.init_args.batch_size: 4}}."
             )
     return {str(name): dict(entry or {}) for name, entry in entries.items()}
 
