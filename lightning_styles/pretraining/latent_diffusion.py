@@ -1,5 +1,6 @@
 """Train a small text-to-image latent diffusion model (arXiv 2112.10752, equation 3) in the Stable Diffusion layout."""
 
+import json
 import shutil
 from copy import deepcopy
 from pathlib import Path
@@ -209,6 +210,10 @@ class LatentDiffusionPretraining(Pretraining):
         """
         halves = {part: deepcopy(getattr(self, part)).half() for part in ("unet", "vae")}
         self.bundle().pipeline(**halves).save_pretrained(path)
+        for file in path.glob("*/config.json"):  # where a part was loaded from is nobody's business
+            config = json.loads(file.read_text(encoding="utf-8"))
+            config.pop("_name_or_path", None)
+            file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for folder in path.glob("tokenizer*"):
             for file in ("vocab.json", "merges.txt"):  # the classic layout, beside what transformers writes now
                 shutil.copy(self.tokenizer_folder / file, folder)
