@@ -5,14 +5,10 @@ Diffusion 1.5 too; LIGHTNING_STYLES_LARGE=1 runs the latter on the CPU (minutes)
 count are in `extra_info`: times_faster and the peaks of memory (CUDA: allocated tensors; CPU: resident set, shared).
 """
 
-import gc
-import os
-import resource
 import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -28,12 +24,8 @@ from lightning_styles.losses import spectrum
 from lightning_styles.methods.sms import SMS
 from lightning_styles.models.adapters import add_lora
 from lightning_styles.pretraining.latent_diffusion import SCHEDULER
+from tests.benchmarks.timing import CUDA, DEVICE, LARGE, ROOT, finished, peak_mb, reset_peak
 from tests.micro import make_unet
-
-CUDA = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if CUDA else "cpu")
-ROOT = Path(__file__).resolve().parents[2]
-LARGE = CUDA or os.environ.get("LIGHTNING_STYLES_LARGE") == "1"
 
 
 @dataclass(frozen=True)
@@ -144,27 +136,6 @@ class Plain:
         loss.item()
         self.optimizers[which].step()
         self.optimizers[which].zero_grad()
-
-
-def finished(action: Callable[[], None]) -> None:
-    """Run `action` until the device is done with it."""
-    action()
-    if CUDA:
-        torch.cuda.synchronize()
-
-
-def reset_peak() -> None:
-    gc.collect()
-    if CUDA:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peak_mb() -> int:
-    """Peak since `reset_peak`, on the CPU since the process began."""
-    if CUDA:
-        return round(torch.cuda.max_memory_allocated() / 2**20)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
 
 
 @pytest.mark.parametrize(
