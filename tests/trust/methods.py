@@ -44,6 +44,8 @@ class Method:
         adapters: name of each optimizer -> part of the names of each LoRA that it trains.
         variant: trains like another entry, so slow tests leave it out.
         saving_memory: settings that turn gradient checkpointing on.
+        by_turns: whether an optimizer trains some of its parameters in one step and the others in the next.
+        frozen_outside: whether all that is frozen lies outside of its parameters, where no precision reaches it.
     """
 
     make: Callable[..., StyleModule]
@@ -52,6 +54,8 @@ class Method:
     adapters: dict[str, list[str]] = field(default_factory=dict)
     variant: bool = False
     saving_memory: dict[str, Any] = field(default_factory=dict)
+    by_turns: bool = False
+    frozen_outside: bool = False
 
 
 def make_sms(micro: Micro, **changes: Any) -> SMS:
@@ -140,6 +144,7 @@ METHODS: dict[str, Method] = {
         pairs,
         losses=("content", "style"),
         adapters={"loras": [".content.", ".style."]},
+        by_turns=True,
         saving_memory={"gradient_checkpointing": True},
     ),
     "pair_customization, joint": Method(
@@ -167,13 +172,18 @@ METHODS: dict[str, Method] = {
         lambda micro, **changes: make_jojo(micro.folder / "stylegan", **({"iterations": ITERATIONS} | changes)),
         photos,
         losses=("features",),
+        frozen_outside=True,
     ),
     "mind_the_gap": Method(
         lambda micro, **changes: make_gap(
-            micro.folder / "stylegan", osasis_files(micro), **({"iterations": ITERATIONS} | changes)
+            micro.folder / "stylegan",
+            osasis_files(micro),
+            # The terms of the one style picture, the same on every rank, must not drown those of the drawn photos.
+            **({"iterations": ITERATIONS, "weights": {"reference": 0.0, "l2": 0.1, "lpips": 0.1}} | changes),
         ),
         photos,
         losses=("across", "within", "reference", "l2", "lpips"),
+        frozen_outside=True,
     ),
     "pseudo_paired_stylegan": Method(
         lambda micro, **changes: make_pseudo_paired_stylegan(
@@ -183,6 +193,7 @@ METHODS: dict[str, Method] = {
         ),
         lambda _, workers: stylegan_pictures(num_workers=workers, batch_size=2, images="scene:portrait/0-7"),
         losses=("discriminator", "r1", "adversarial", "semantic", "paired", "path", "ada_p"),
+        frozen_outside=True,
     ),
 }
 

@@ -56,8 +56,8 @@ def test_half_precision_stays_near_float32_and_trains_in_float32(micro: Micro, t
         held = [*trained.values(), *states, *(g for _, side in gradients for g in side.values())]
         assert {t.dtype for t in held} == {torch.float32}
         frozen = {p.dtype for key, p in method.named_parameters() if key not in trained}
-        # A method may hold what is frozen outside of its parameters, where no precision reaches it.
-        assert frozen <= {torch.bfloat16 if precision == "bf16-true" else torch.float32}
+        expected = {torch.bfloat16 if precision == "bf16-true" else torch.float32}
+        assert frozen == (set() if METHODS[name].frozen_outside else expected)
 
 
 def test_scores_are_compared_in_float32(micro: Micro, tmp_path: Path) -> None:

@@ -126,11 +126,13 @@ def test_gradients_are_the_mean_over_the_data_of_both_ranks(
         mean = flat({key: (first[key] + second[key]) / 2 for key in ours})
         assert mean.norm() > 0, optimizer
         assert (flat(ours) - mean).norm() < 1e-4 * mean.norm(), optimizer
-        assert (flat(first) - flat(second)).norm() > 1e-3 * mean.norm(), "the ranks see different data"
+        assert (flat(first) - flat(second)).norm() > 1e-2 * mean.norm(), "the ranks see different data"
+        for part in METHODS[name].adapters.get(optimizer, []):
+            found = {key: g for key, g in ours.items() if part in key}
+            assert (METHODS[name].by_turns and not found) or flat(found).norm() > 0, part
     for optimizer, parts in METHODS[name].adapters.items():
-        for part in parts:  # in some step of its optimizer, since methods may train adapters by turns
-            found = [g for own, ours in both[0] if own == optimizer for key, g in ours.items() if part in key]
-            assert any(g.norm() > 0 for g in found), part
+        for part in parts:
+            assert any(part in key for own, ours in both[0] if own == optimizer for key in ours), part
 
 
 def plain(case: Method) -> Method:
