@@ -4,16 +4,15 @@ import hashlib
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from datamodules.pictures import Pictures
+from datamodules.photos import WithPhotos
 from datamodules.sampling import shuffled, train_loader
 from lightning_styles import noise
 from lightning_styles.diffusion.ddim import decode, sample_codes
@@ -30,7 +29,7 @@ CHUNK = 16  # pictures of one file of the pool
 Chunk = dict[str, Tensor]
 
 
-class DiffAESamples(L.LightningDataModule):
+class DiffAESamples(WithPhotos):
     """Photo i is a pure function of (seed, i): code from the latent prior, picture by DDIM (arXiv 2402.17275, 4.1).
 
     A training batch holds `image` (B, 3, S, S) in [-1, 1] and `index` (B,) int64. Sampling runs on the device of the
@@ -179,32 +178,6 @@ class DiffAESamples(L.LightningDataModule):
 
     def _fingerprint(self) -> str:
         return fingerprint(locate(self.hparams.diffae, "diffae"))
-
-    # ---- photos to stylize
-
-    def setup(self, stage: str) -> None:
-        if stage != "fit":
-            self.photos.trainer = self.trainer  # opened now, so that what is missing is said before networks are built
-
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        if self.hparams.photos is None:
-            return []
-        self.photos.trainer = self.trainer
-        return self.photos.val_dataloader()
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        return self.photos.test_dataloader()
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        return self.photos.predict_dataloader()
-
-    @cached_property
-    def photos(self) -> Pictures:
-        """The photos to stylize; `fit` needs none, so that they may be missing there."""
-        h = self.hparams
-        if h.photos is None:
-            raise UserError("there is nothing to stylize; name files, folders or scenes as data.photos.")
-        return Pictures(images=h.photos, resolution=h.resolution, batch_size=self.batch_size, twin_style=h.twin_style)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from lightning_styles import noise
 from lightning_styles.errors import UserError
 from lightning_styles.imaging import replacing
 
+OTHERS = 1 << 32  # number of the first scene that is described only
 LABEL_IGNORED = -1  # an attribute that this kind of scene does not have
 
 
@@ -27,7 +28,8 @@ class ScenePool(L.LightningDataModule):
     `cache`. A batch holds `image` (B, 3, size, size) in [-1, 1], `caption` (list of str), `identity` (B,) int64,
     `attributes` (style and KIND_NAME -> (B,) int64, -1 where a scene has none) and `segmentation` (B, size, size),
     numbered through the parts of all kinds, `importance` (B, 1, size, size), 1 or the focus of a pixel's part, and
-    `row` (B,) int64, the picture's place in the pool.
+    `row` (B,) int64, the picture's place in the pool; with `described`, M, also
+    `latents` (B + M, K) and `features` (B + M, F), see `datamodules.scenes`.
 
     Args:
         kinds: kind of scene -> number of scenes.
@@ -37,6 +39,8 @@ class ScenePool(L.LightningDataModule):
         views: moments (pose, light, expression) in which every scene is drawn.
         texture_share: part of every batch that is replaced by random textures.
         focus: importance of the pixels of a part, `kind/part` -> factor: {portrait/eyes: 5}. Eyes are few pixels.
+        described: bring the latents and features of the pictures' scenes and of this many more, ever new ones that are
+            not drawn. For one kind of scene in one view; None brings none.
         seed: seed of the scenes and of the order; 1 is kept for measurements.
         cache: folder of the drawn sets.
     """
@@ -51,6 +55,7 @@ class ScenePool(L.LightningDataModule):
         views: int = 1,
         texture_share: float = 0.0,
         focus: dict[str, float] | None = None,
+        described: int | None = None,
         seed: int = 0,
         cache: str = "runs/scenes",
     ) -> None:
@@ -59,10 +64,13 @@ class ScenePool(L.LightningDataModule):
             check_style(style)
         if abs(sum(styles.values()) - 1) > 1e-6:
             raise UserError(f"the shares of styles add up to {sum(styles.values()):g}, expected 1.")
+        if described is not None and (len(kinds) > 1 or views > 1):
+            raise UserError(f"data.described needs one kind of scene in one view; got {', '.join(kinds)} in {views}.")
         self.recipe = {"kinds": kinds, "styles": styles, "size": size, "views": views, "seed": seed}
         self.size, self.seed, self.views = size, seed, views
         self.batch_size = batch_size
         self.texture_share = texture_share
+        self.described = described
         self.focus = {_part(name): factor for name, factor in (focus or {}).items()}
         self.cache = Path(cache)
 
@@ -110,7 +118,18 @@ class ScenePool(L.LightningDataModule):
             "importance": importance,
             "row": rows,
             "index": torch.tensor(indices),
+            **({} if self.described is None else self._describe(rows, indices)),
         }
+
+    def _describe(self, rows: Tensor, indices: list[int]) -> dict[str, Tensor]:
+        """Latents and features of the scenes of `rows`, and of others that no pool and no batch but this one has."""
+        from datamodules import scenes
+
+        (kind,) = self.recipe["kinds"]
+        others = range(indices[0] * self.described, (indices[0] + 1) * self.described)
+        described = self.pool["identity"][rows].tolist() + [OTHERS + k for k in others]
+        drawn = scenes.sample_scenes(self.seed, described, kind=kind)
+        return {"latents": scenes.latents(drawn), "features": scenes.features(drawn)}
 
     def _importance(self, segmentation: Tensor) -> Tensor:
         """Weight of each pixel of `segmentation` (B, H, W), as (B, 1, H, W)."""

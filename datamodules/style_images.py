@@ -3,23 +3,23 @@
 from dataclasses import dataclass
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from datamodules.photos import WithPhotos
 from datamodules.pictures import Reader
 from datamodules.sampling import draw, shuffled, train_loader
 from datamodules.sources import find_sources
 from lightning_styles.errors import UserError, at_least
 
 
-class StyleImages(L.LightningDataModule):
+class StyleImages(WithPhotos):
     """Square crops of style pictures; sample i is a pure function of (seed, i).
 
     A batch holds `image` (B, 3, resolution, resolution) in [-1, 1], `caption` (list of str) and `index` (B,)
     int64. Pictures come in shuffled passes, are resized to `resolution` px on the shorter side and cropped
-    along the longer one. Broken files of a folder are named and skipped.
+    along the longer one. Broken files of a folder are named and skipped. `validate`, `test` and `predict` take photos.
 
     Args:
         images: image files, folders, or scenes such as `scene:portrait/0-15`; one or a list.
@@ -30,6 +30,8 @@ class StyleImages(L.LightningDataModule):
         style: style that scenes are drawn in.
         random_crop: crop at a random place; false crops in the middle.
         flip: mirror every other picture at random.
+        photos: what `validate`, `test` and `predict` stylize: files, folders or scenes, see `Pictures`.
+        twin_style: style in which each scene's exact answer is drawn; null for none.
         seed: seed of order, crops and mirroring.
         num_workers: processes that crop.
     """
@@ -44,6 +46,8 @@ class StyleImages(L.LightningDataModule):
         style: str = "photo",
         random_crop: bool = True,
         flip: bool = True,
+        photos: str | list[str] | None = None,
+        twin_style: str | None = None,
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
@@ -63,7 +67,8 @@ class StyleImages(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Reads all pictures once."""
-        if self._crops is not None:
+        super().setup(stage)
+        if stage != "fit" or self._crops is not None:
             return
         pictures = list(self.reader.read(range(len(self.reader.sources))))
         if not pictures:

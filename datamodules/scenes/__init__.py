@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from datamodules.scenes import animal, landscape, palette, portrait, portrait_attributes, styles
 from datamodules.scenes.captions import captions
@@ -23,6 +24,8 @@ __all__ = [
     "Scenes",
     "attributes",
     "captions",
+    "features",
+    "latents",
     "render",
     "sample_scenes",
     "segmentation",
@@ -49,6 +52,7 @@ _KINDS = {
 }
 KINDS = tuple(_KINDS)
 STYLES = tuple(styles.STYLES)
+MOST_CLASSES = len(palette.COLOURS)  # of any attribute
 LABELS = {name: kind.labels for name, kind in _KINDS.items()}
 
 
@@ -77,7 +81,7 @@ def sample_scenes(
     unknown = sorted(set(overrides) - {name for name, value in draw.values.items() if value.dim() == 1})
     if unknown:
         raise ValueError(f"{kind} scenes have no attribute {', '.join(unknown)}")
-    return Scenes(kind, index, passing, draw.values)
+    return Scenes(kind, index, passing, torch.stack(list(draw.uniforms.values()), 1), draw.values)
 
 
 def _stage(scenes: Scenes, pixels: int, geometry: Geometry) -> Stage:
@@ -111,6 +115,20 @@ def render(scenes: Scenes, style: str, size: int = 64) -> Tensor:
         for part in _chunks(scenes, size)
     ]
     return torch.cat(parts) if parts else torch.empty(0, 3, size, size)
+
+
+def latents(scenes: Scenes) -> Tensor:
+    """Standard normal numbers (B, K) that a scene is a function of, but for its grain and attributes overridden."""
+    middle = scenes.uniforms.double() + 2**-25  # of a uniform's interval: never 0 or 1
+    return torch.special.ndtri(middle).float()
+
+
+def features(scenes: Scenes) -> Tensor:
+    """The scenes' attributes as numbers (B, F) of like size: classes one-hot, colours and uniforms in [-1, 1]."""
+    values = scenes.values.values()
+    classes = [F.one_hot(value, MOST_CLASSES) for value in values if not value.is_floating_point()]
+    colours = [value * 2 - 1 for value in values if value.ndim == 2]
+    return torch.cat([*classes, *colours, scenes.uniforms * 2 - 1], 1)
 
 
 def attributes(scenes: Scenes) -> dict[str, Tensor]:

@@ -39,12 +39,14 @@ class Scenes:
         kind: "portrait", "animal" or "landscape".
         identity: (B,) int64, the index that the lasting attributes were drawn from.
         key: (B,) int64, hash that the noise of the picture (grain, paper) is drawn from.
+        uniforms: (B, K) float32 in [0, 1), the random numbers that the attributes were made of, K of a kind.
         values: attribute name -> (B,) int64 class, (B,) float32 amount or (B, 3) float32 colour in [0, 1].
     """
 
     kind: str
     identity: Tensor
     key: Tensor
+    uniforms: Tensor
     values: dict[str, Tensor]
 
     def __len__(self) -> int:
@@ -60,7 +62,8 @@ class Scenes:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Scenes":
         values = {name: change(tensor) for name, tensor in self.values.items()}
-        return replace(self, identity=change(self.identity), key=change(self.key), values=values)
+        others = {name: change(getattr(self, name)) for name in ("identity", "key", "uniforms")}
+        return replace(self, values=values, **others)
 
 
 class Draw:
@@ -70,16 +73,18 @@ class Draw:
         self.key = key
         self.overrides = overrides
         self.values: dict[str, Tensor] = {}
+        self.uniforms: dict[str, Tensor] = {}
 
     def rekey(self, key: Tensor) -> "Draw":
-        """A Draw from other keys that fills the same dictionary of values."""
+        """A Draw from other keys that fills the same dictionaries."""
         other = Draw(key, self.overrides)
-        other.values = self.values
+        other.values, other.uniforms = self.values, self.uniforms
         return other
 
     def uniform(self, name: str) -> Tensor:
-        """(B,) float32 in [0, 1), not recorded."""
-        return unit(mix(self.key ^ mix(torch.tensor(zlib.crc32(name.encode()), device=self.key.device))))
+        """(B,) float32 in [0, 1)."""
+        self.uniforms[name] = unit(mix(self.key ^ mix(torch.tensor(zlib.crc32(name.encode()), device=self.key.device))))
+        return self.uniforms[name]
 
     def amount(self, name: str, low: float | Tensor, high: float | Tensor) -> Tensor:
         """Record a (B,) float32 uniform in [low, high)."""

@@ -20,7 +20,8 @@ from lightning_styles.square import to_square
 
 def faces_of(batch: dict[str, Any], trainer: Any, size: int) -> list[Face]:
     """The faces of a batch of `Pictures` as squares of `size` px, by landmarks beside their files; see `find_face`."""
-    folder, reader = Path(trainer.default_root_dir), getattr(trainer.datamodule, "reader", None)
+    folder, data = Path(trainer.default_root_dir), trainer.datamodule
+    reader = getattr(getattr(data, "photos", data), "reader", None)
     found = []
     for photo, name, index in zip(batch["image"], batch["name"], batch["index"].tolist(), strict=True):
         path = None if reader is None else reader.sources[index].path

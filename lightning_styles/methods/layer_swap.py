@@ -1,7 +1,9 @@
 """Layer swap between a generator and its finetuned copy: of weights (Toonify) or of maps (UI2I), arXiv 2010.05334."""
 
 import copy
+from functools import cached_property
 from math import log2
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,7 +27,8 @@ class LayerSwap(EncodedFaces):
 
     Args:
         source: generator of photos.
-        target: its finetuned copy, a file of the same architecture, such as `PseudoPairedStyleGAN` exports.
+        target: its finetuned copy, a file of the same architecture, such as `PseudoPairedStyleGAN` exports; None takes
+            the averaged generator of the checkpoint that a command is given, one of `PseudoPairedStyleGAN`'s.
         encoder: pSp encoder of the source.
         swap: "weights" or "maps".
         resolution: px; of the first layers that come from the other network (weights), of the maps (maps).
@@ -39,14 +42,13 @@ class LayerSwap(EncodedFaces):
         seed: key of the random styles.
     """
 
-    target: Generator
-    mixed: Generator
+    average: Generator
 
     def __init__(
         self,
         *,
         source: str,
-        target: str,
+        target: str | None = None,
         encoder: str,
         swap: Literal["weights", "maps"] = "weights",
         resolution: int = 32,
@@ -64,29 +66,54 @@ class LayerSwap(EncodedFaces):
 
     @classmethod
     def required_models(cls, init_args: dict[str, Any]) -> list[tuple[str, str]]:
-        return [*super().required_models(init_args), (init_args["target"], "stylegan2")]
+        named = [(init_args["target"], "stylegan2")] if init_args.get("target") else []
+        return super().required_models(init_args) + named
 
     def configure_model(self) -> None:
-        if hasattr(self, "target"):
+        if hasattr(self, "average"):
             return
-        h, path = self.hparams, locate(self.hparams.target, "stylegan2")
+        h = self.hparams
         self.load_source()
-        if fingerprint(path) == self.base_models[h.source]:
-            raise UserError(f"target is {h.target}, the source itself; give the finetuned generator.")
-        self.base_models[h.target] = fingerprint(path)
-        target = load_stylegan2(path).generator.to(self.run_device)
-        ours, theirs = ({k: x.shape for k, x in g.state_dict().items()} for g in (self.source, target))
-        if ours != theirs:
-            raise UserError(f"{h.target} is no copy of {h.source}: it has another architecture; finetune the source.")
+        self.average = copy.deepcopy(self.source)
+        self.given = h.target is not None
+        if self.given:
+            self._take_target(locate(h.target, "stylegan2"))
         sides = sorted(set(self.source.noise_sizes))
         allowed = sides[1:] if h.swap == "weights" else sides[:-1]
         if h.resolution not in allowed:
             raise UserError(f"resolution is {h.resolution}; with swap {h.swap} expected one of {allowed}.")
-        self.__dict__["target"] = target
-        self.__dict__["mixed"] = self.put_together() if h.swap == "weights" else target
 
-    def put_together(self) -> Generator:
-        """The generator between the two."""
+    def _take_target(self, path: Path) -> None:
+        h = self.hparams
+        if fingerprint(path) == self.base_models[h.source]:
+            raise UserError(f"target is {h.target}, the source itself; give the finetuned generator.")
+        self.base_models[h.target] = fingerprint(path)
+        theirs = load_stylegan2(path).generator.state_dict()
+        if {k: x.shape for k, x in theirs.items()} != {k: x.shape for k, x in self.average.state_dict().items()}:
+            raise UserError(f"{h.target} is no copy of {h.source}: it has another architecture; finetune the source.")
+        self.average.load_state_dict(theirs)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Of a checkpoint of `PseudoPairedStyleGAN` only the averaged generator is of use."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {key: x for key, x in state.items() if key.startswith("average.")}
+        super().on_load_checkpoint(checkpoint)
+        self.given = True
+
+    @property
+    def target(self) -> Generator:
+        """The finetuned generator.
+
+        Raises:
+            UserError: neither the settings nor the command name one.
+        """
+        if not self.given:
+            raise UserError("there is no finetuned generator: set model.target, or give --ckpt_path of its run.")
+        return self.average
+
+    @cached_property
+    def mixed(self) -> Generator:
+        """The generator between the two, by weights."""
         h, ours, theirs = self.hparams, self.source.state_dict(), self.target.state_dict()
         low, high = (theirs, ours) if h.low == "target" else (ours, theirs)
         mixed = copy.deepcopy(self.source)

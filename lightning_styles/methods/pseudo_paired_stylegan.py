@@ -83,7 +83,8 @@ class PseudoPairedStyleGAN(StylizedFaces):
         reference_steps: of the search for its styles, which are then kept in `cache`.
         paste_back: put faces that were cut out of photographs back there.
         feature_cache: GB of memory for what the style pictures look like to the perceptual network.
-        style_images: folder of style pictures that `fid` compares with in `test`; None compares with the twins.
+        style_images: folder of style pictures that `fid` compares with in `test`; None compares with those of the data,
+            and where the data have none, with the twins.
         semantic_samples: pictures of the semantic distance of G and G' in `validate` and `test`; 0 leaves it out.
         cache: folder of G*, the pairs and the references.
         metrics: name -> network or folder for `validate` and `test`, see `lightning_styles.metrics`.
@@ -262,9 +263,14 @@ class PseudoPairedStyleGAN(StylizedFaces):
     def on_test_epoch_start(self) -> None:
         super().on_test_epoch_start()
         h = self.hparams
-        if self.evaluation and h.style_images:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not self.evaluation:
+            return
+        if h.style_images:
             files = find_images(existing(h.style_images))
             self.evaluation.set_style_images(torch.cat([open_square(f, self.source.size, "crop") for f in files]))
+        elif hasattr(data, "squares"):
+            self.evaluation.set_style_images(torch.stack(list(data.squares().values())))
 
     def _log_evaluation(self, stage: str) -> None:
         super()._log_evaluation(stage)

@@ -1,6 +1,7 @@
 """What all pretraining runs share: one AdamW over the trained parameters, warm-up, half a cosine."""
 
 import math
+from functools import partial
 
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,15 +18,12 @@ class Pretraining(StyleModule):
     def named_optimizers(self) -> dict[str, tuple[Optimizer, LambdaLR | None]]:
         trained = [p for p in self.parameters() if p.requires_grad]
         optimizer = AdamW(trained, lr=self.hparams.lr, betas=self.betas, weight_decay=self.weight_decay)
-        return {"network": (optimizer, warmup_cosine(optimizer, self.iterations, self.hparams.warmup))}
+        factor = partial(warmup_cosine, iterations=self.iterations, warmup=self.hparams.warmup)
+        return {"network": (optimizer, LambdaLR(optimizer, factor))}
 
 
-def warmup_cosine(optimizer: Optimizer, iterations: int, warmup: int) -> LambdaLR:
-    """Linear warm-up over `warmup` iterations, then half a cosine down to zero at `iterations`."""
-
-    def factor(i: int) -> float:
-        if i < warmup:
-            return (i + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (i - warmup) / max(1, iterations - warmup))))
-
-    return LambdaLR(optimizer, factor)
+def warmup_cosine(i: int, iterations: int, warmup: int) -> float:
+    """Factor of a learning rate in iteration i: linear warm-up over `warmup`, then half a cosine down to zero."""
+    if i < warmup:
+        return (i + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (i - warmup) / max(1, iterations - warmup))))

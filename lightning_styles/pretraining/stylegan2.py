@@ -23,7 +23,9 @@ from lightning_styles.models.stylegan2 import Discriminator, Generator
 from lightning_styles.models.stylegan2.layers import full_precision
 from lightning_styles.models.stylegan2.mixing import mix, truncate
 from lightning_styles.module import StyleModule
-from lightning_styles.pretrained.stylegan2 import DRAWS, StyleGAN2, save_stylegan2
+from lightning_styles.pretrained import locate
+from lightning_styles.pretrained.stylegan2 import DRAWS, StyleGAN2, load_stylegan2, save_stylegan2
+from lightning_styles.pretrained.weights import check_fit
 
 PREVIEWS = 8  # pictures of each column
 
@@ -36,6 +38,8 @@ class StyleGAN2Pretraining(StyleModule):
 
     Args:
         iterations: steps of the generator.
+        start: generator to go on from, of these widths and layers, such as `DrawnStyleGAN2Pretraining` exports; None
+            starts from random weights.
         widths: channels of both networks at 4 px, at 8 px and so on up to the size of the pictures.
         style_dim: D, length of z and w.
         mapping_layers: layers from z to w.
@@ -59,6 +63,7 @@ class StyleGAN2Pretraining(StyleModule):
         widths: list[int],
         style_dim: int = 512,
         mapping_layers: int = 8,
+        start: str | None = None,
         r1: float = 10.0,
         r1_every: int = 16,
         path: float = 0.0,
@@ -71,12 +76,20 @@ class StyleGAN2Pretraining(StyleModule):
         super().__init__(iterations=iterations, seed=seed)
         self.save_hyperparameters()
 
+    @classmethod
+    def required_models(cls, init_args: dict[str, Any]) -> list[tuple[str, str]]:
+        return [(init_args["start"], "stylegan2")] if init_args.get("start") else []
+
     def configure_model(self) -> None:
         if hasattr(self, "G"):
             return
         h = self.hparams
         channels = {4 * 2**i: width for i, width in enumerate(h.widths)}
         self.G = Generator(max(channels), h.style_dim, h.mapping_layers, channels=channels)
+        if h.start:
+            started = load_stylegan2(locate(h.start, "stylegan2")).generator.state_dict()
+            check_fit(self.G, started, h.start)
+            self.G.load_state_dict(started)
         self.D = Discriminator(max(channels), channels=channels)
         self.register_buffer("path_mean", torch.zeros(()))
 

@@ -32,6 +32,20 @@ def test_a_pass_shows_every_picture_once_with_its_own_labels(tmp_path: Path) -> 
         assert (batch["segmentation"][i].max() >= 14) == bool(animal)  # the portraits have parts 0 to 13
 
 
+def test_scenes_are_described_and_new_ones_with_them(tmp_path: Path) -> None:
+    pool = make(tmp_path, kinds={"portrait": 5}, described=3)
+    first, second = pool.collate([0, 1]), pool.collate([2, 3])
+    drawn = scenes.sample_scenes(0, first["identity"].tolist())
+    assert first["latents"].shape == (5, 81)
+    assert torch.equal(first["latents"][:2], scenes.latents(drawn))
+    assert torch.equal(first["features"][:2], scenes.features(drawn))
+    described = torch.cat([first["latents"], second["latents"]])
+    assert len(described.unique(dim=0)) == 10
+    for settings in ({}, {"kinds": {"portrait": 5}, "views": 2}):
+        with pytest.raises(UserError, match=r"data\.described needs one kind"):
+            make(tmp_path, described=0, **settings)
+
+
 def test_the_file_is_reused_and_another_recipe_has_another_file(tmp_path: Path) -> None:
     first = make(tmp_path)
     (file,) = tmp_path.iterdir()

@@ -1,5 +1,7 @@
 """The procedural world: purity, known attributes, twins."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,6 +11,8 @@ from datamodules.scenes import (
     STYLES,
     attributes,
     captions,
+    features,
+    latents,
     palette,
     render,
     sample_scenes,
@@ -219,3 +223,33 @@ def test_distances_of_known_points() -> None:
     torch.testing.assert_close(sdf.segment(x, y, (0.0, 0.0), (0.0, 2.0), 0.5)[[0, 2]], torch.tensor([-0.5, -0.5]))
     torch.testing.assert_close(sdf.egg(x, y, 1.0, 0.5, 1.5)[2], torch.tensor(0.0))
     assert abs(sdf.ellipse(torch.tensor(2.0), torch.tensor(0.0), 2.0, 1.0).item()) < 1e-4
+
+
+@pytest.mark.parametrize(("kind", "count"), [("portrait", 81), ("animal", 43), ("landscape", 55)])
+def test_latents_are_independent_standard_normal_numbers(kind: str, count: int) -> None:
+    z = latents(sample_scenes(0, range(4000), kind))
+    assert z.shape == (4000, count)
+    assert z.mean(0).abs().max() < 0.08
+    torch.testing.assert_close(z.T.cov(), torch.eye(count), rtol=0, atol=0.1)
+
+
+def test_attributes_are_monotonous_in_their_latents() -> None:
+    scenes = sample_scenes(0, range(500))
+    z = latents(scenes)
+    assert torch.equal(latents(scenes[[7, 3]]), z[[7, 3]])
+    (found,) = [k for k in range(z.shape[1]) if torch.equal(z[:, k].argsort(), scenes.values["jaw"].argsort())]
+    torch.testing.assert_close(torch.special.ndtr(z[:, found]) * 2 - 1, scenes.values["jaw"], rtol=0, atol=1e-5)
+    assert (z[:, 0] > 0).eq(scenes.values["gender"] == 1).all()
+    ends = replace(scenes[:2], uniforms=torch.tensor([[0.0], [1 - 2**-24]]))
+    torch.testing.assert_close(latents(ends), torch.tensor([[-5.42], [5.42]]), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_tell_all_attributes(kind: str) -> None:
+    scenes = sample_scenes(0, range(200), kind)
+    described = features(scenes)
+    classes = attributes(scenes)
+    one_hot = described[:, : 12 * len(classes)].unflatten(1, (-1, 12))
+    assert torch.equal(one_hot.argmax(2), torch.stack(list(classes.values()), 1))
+    assert described.abs().max() <= 1
+    assert (described.std(0)[12 * len(classes) :] > 0.01).all()

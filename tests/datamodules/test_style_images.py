@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from datamodules import StyleImages, scenes
+from lightning_styles.errors import UserError
 
 
 @pytest.fixture
@@ -75,3 +76,20 @@ def test_scenes_in_a_style():
     assert [f"{c}, cartoon style" for c in batch["caption"]] == scenes.captions(scene, "cartoon") * 3
     expected = scenes.render(scene, "cartoon", 16)[0]
     torch.testing.assert_close(batch["image"][0], expected, atol=1 / 255, rtol=0)
+
+
+def test_photos_are_stylized_and_the_style_pictures_are_not(folder):
+    arguments = {"images": str(folder), "prompt": "", "resolution": 16, "batch_size": 2}
+    data = StyleImages(**arguments, photos="scene:portrait/3-5", twin_style="cartoon")
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, state=SimpleNamespace(fn="test"))
+    data.setup("test")
+    (first, second) = data.test_dataloader()
+    scene = scenes.sample_scenes(0, [3, 4, 5])
+    for key, style in (("image", "photo"), ("twin", "cartoon")):
+        drawn = torch.nn.functional.interpolate(scenes.render(scene, style, 64), size=16, mode="area")
+        assert (torch.cat([first[key], second[key]]) - drawn).abs().mean() < 0.05
+    without = StyleImages(**arguments)
+    without.trainer = data.trainer
+    with pytest.raises(UserError, match=r"data\.photos"):
+        without.setup("test")
+    assert without.val_dataloader() == []

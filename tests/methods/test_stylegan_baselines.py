@@ -24,7 +24,7 @@ from lightning_styles.pretrained.psp import load_psp
 from tests.micro import quiet_trainer, write_picture
 from tests.micro_baselines import make_gap, make_jojo, make_swap, networks
 from tests.micro_osasis import MicroOSASIS
-from tests.micro_stylegan import LAYERS, SIZE, STYLE, make_psp, write_psp, write_stylegan
+from tests.micro_stylegan import LAYERS, SIZE, STYLE, make_method, make_psp, style_images, write_psp, write_stylegan
 
 pytest_plugins = ["tests.micro_stylegan", "tests.micro_osasis"]
 
@@ -231,6 +231,20 @@ def test_jojogan_keeps_and_exports_the_finetuned_generator(micro_stylegan: Path,
     exported = str(tmp_path / "export" / "stylegan2.safetensors")
     swapped = make_swap(micro_stylegan, target=exported, low="source")
     assert len(predict(swapped, tmp_path)) == 3
+
+
+def test_a_checkpoint_of_the_finetuned_generator_is_a_target(micro_stylegan: Path, tmp_path: Path) -> None:
+    trained = make_method(micro_stylegan, lr=0.05, weights={"semantic": 0.0, "paired": 0.0})
+    run = quiet_trainer(tmp_path, 2)
+    run.fit(trained, datamodule=style_images())
+    run.save_checkpoint(tmp_path / "finetuned.ckpt")
+    trained.export(tmp_path / "finetuned.safetensors", "safetensors")
+    by_file = predict(make_swap(micro_stylegan, target=str(tmp_path / "finetuned.safetensors")), tmp_path)
+    by_run = predict(make_swap(micro_stylegan, target=None), tmp_path, ckpt=tmp_path / "finetuned.ckpt")
+    for name, image in by_run.items():
+        torch.testing.assert_close(image, by_file[name], rtol=0, atol=1e-6)
+    with pytest.raises(UserError, match=r"set model\.target, or give --ckpt_path"):
+        predict(make_swap(micro_stylegan, target=None), tmp_path)
 
 
 # ---- Mind the Gap

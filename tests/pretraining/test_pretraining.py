@@ -1,12 +1,15 @@
 """The pieces that train the embedded base models."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles.models.identity import IdentityNet, identity_similarity
 from lightning_styles.models.perceptual import PerceptualNet
@@ -37,7 +40,7 @@ def test_a_label_that_no_picture_has_costs_nothing() -> None:
 
 def test_the_schedule_warms_up_and_ends_at_zero() -> None:
     optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
-    schedule = warmup_cosine(optimizer, iterations=10, warmup=2)
+    schedule = LambdaLR(optimizer, partial(warmup_cosine, iterations=10, warmup=2))
     rates = []
     for _ in range(10):
         rates.append(optimizer.param_groups[0]["lr"])

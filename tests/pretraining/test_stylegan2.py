@@ -1,5 +1,6 @@
 """Pretraining of StyleGAN2: the clock, the lazy regularisers, mixing, and a file that the loader reads."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import torch
 from torch import Tensor
 
 from datamodules.scene_pool import ScenePool
-from lightning_styles.pretrained.stylegan2 import load_stylegan2
+from lightning_styles.errors import UserError
+from lightning_styles.models.stylegan2 import Generator
+from lightning_styles.pretrained.stylegan2 import StyleGAN2, load_stylegan2, save_stylegan2
+from lightning_styles.pretraining.drawn_stylegan2 import DrawnStyleGAN2Pretraining
 from lightning_styles.pretraining.stylegan2 import StyleGAN2Pretraining
 
 SMALL: dict[str, Any] = {"widths": [8, 8, 4, 4], "style_dim": 16, "mapping_layers": 2}
@@ -26,8 +30,9 @@ class Recorded(StyleGAN2Pretraining):
         return [iteration for logged, iteration in self.__dict__["logged"] if logged == name]
 
 
-def fit(method: Any, folder: Path) -> Any:
-    data = ScenePool(kinds={"portrait": 4}, styles={"photo": 1.0}, size=32, batch_size=4, cache=str(folder))
+def fit(method: Any, folder: Path, described: int | None = None) -> Any:
+    recipe: dict[str, Any] = {"kinds": {"portrait": 4}, "styles": {"photo": 1.0}, "size": 32, "described": described}
+    data = ScenePool(**recipe, batch_size=4, cache=str(folder))
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = L.Trainer(max_steps=method.iterations, accelerator="cpu", enable_model_summary=False, **silent)
     trainer.fit(method, datamodule=data)
@@ -101,3 +106,70 @@ def test_previews_are_the_same_pictures_each_time() -> None:
         assert pictures.shape == (8, 3, 32, 32)
         assert torch.equal(pictures, again[name])
     assert not torch.equal(first["result"], first["psi 1"])
+
+
+def test_it_goes_on_from_a_generator_of_its_widths(tmp_path: Path) -> None:
+    path = tmp_path / "start.safetensors"
+    generator = Generator(32, 16, 2, channels={4: 8, 8: 8, 16: 4, 32: 4})
+    save_stylegan2(path, StyleGAN2(generator, torch.zeros(16)))
+    method = StyleGAN2Pretraining(iterations=1, start=str(path), **SMALL)
+    method.configure_model()
+    for name, weight in generator.state_dict().items():
+        assert torch.equal(method.G.state_dict()[name], weight), name
+    assert all(parameter.requires_grad for parameter in method.parameters())
+    wider = StyleGAN2Pretraining(iterations=1, start=str(path), **(SMALL | {"style_dim": 24}))
+    with pytest.raises(UserError, match=r"start\.safetensors"):
+        wider.configure_model()
+
+
+# ---- of known latents
+
+DRAWN: dict[str, Any] = SMALL | {"style_dim": 96, "features": 357, "hidden": 32, "weights": {"l1": 1.0}}
+
+
+def test_known_latents_are_the_first_of_z() -> None:
+    method = DrawnStyleGAN2Pretraining(iterations=1, **DRAWN)
+    latents = torch.randn(3, 81)
+    first = method.complete(latents)
+    assert torch.equal(first[:, :81], latents)
+    assert torch.equal(method.complete(latents), first)
+    method.iteration = 1
+    assert not torch.equal(method.complete(latents)[:, 81:], first[:, 81:])
+    with pytest.raises(UserError, match="100 latents; set model.style_dim"):
+        method.complete(torch.randn(3, 100))
+
+
+def test_at_the_end_only_the_mapping_learns() -> None:
+    method = DrawnStyleGAN2Pretraining(iterations=10, settle=6, lr=1.0, lr_dense=0.1, lr_settle=0.5, **DRAWN)
+    method.configure_model()
+    (optimizer, schedule) = method.named_optimizers()["network"]
+    rates = []
+    for _ in range(10):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    falling = [0.5 * (1 + math.cos(math.pi * i / 4)) for i in range(4)] + [0.0] * 6
+    settling = [0.5 * (1 + math.cos(math.pi * i / 6)) for i in range(6)]
+    assert [rate[0] for rate in rates] == pytest.approx(falling)
+    assert [rate[1] for rate in rates] == pytest.approx([0.1 * f for f in falling])
+    assert [rate[2] for rate in rates] == pytest.approx([10 * f for f in falling[:4]] + [50 * f for f in settling])
+    with pytest.raises(UserError, match="settle is 10, of 10"):
+        DrawnStyleGAN2Pretraining(iterations=10, settle=10, **DRAWN)
+
+
+def test_pictures_of_known_latents_are_learnt(tmp_path: Path) -> None:
+    weights = {"l1": 1.0, "edges": 1.0, "perceptual": 0.1}
+    settings = DRAWN | {"weights": weights, "perceptual": "tiny/perceptual", "lr": 2e-2, "lr_dense": 5e-3, "settle": 60}
+    method = fit(DrawnStyleGAN2Pretraining(iterations=160, **settings), tmp_path, described=8)
+    preview = method.preview()
+    assert list(preview) == ["source", "result", "random"]
+    untaught = DrawnStyleGAN2Pretraining(iterations=160, **settings)
+    untaught.configure_model()
+    untaught.last = method.last
+    distances = [(shown["result"] - shown["source"]).abs().mean() for shown in (preview, untaught.preview())]
+    assert distances[0] < 0.6 * distances[1]
+    method.export(tmp_path / "taught.safetensors", "safetensors")
+    loaded = load_stylegan2(tmp_path / "taught.safetensors")
+    assert loaded.discriminator is None
+    w = method.G.mapping(torch.randn(4, 96))
+    torch.testing.assert_close(loaded.generator(w), method.G(w), rtol=1e-2, atol=1e-2)
