@@ -75,8 +75,8 @@ class PseudoPairedStyleGAN(StylizedFaces):
         ema: decay of the average of G', per iteration.
         mode: of `predict` and `test`: "standard" draws photographs with their own styles, "multimodal" with random
             ones from `layer` on, "reference" with those of `reference` from there on.
-        layer: the first one of the style; the larger, the subtler. None: layer 9 (multimodal) or 6 (reference) of 18,
-            scaled to those of the generator.
+        layer: the first one of the style; the larger, the subtler. Several come as one labelled picture. None: layer 9
+            (multimodal) or 6 (reference) of 18, scaled to those of the generator.
         psi: truncation of the random styles (multimodal) or of the photographs' (else). None: 0.7 or 1.
         samples: results of each photograph (multimodal); several come as one labelled picture.
         reference: picture of a face in the style, aligned, or with landmarks beside it.
@@ -131,7 +131,7 @@ class PseudoPairedStyleGAN(StylizedFaces):
         ada_ramp: int = 100_000,
         ema: float = 0.9978,
         mode: Literal["standard", "multimodal", "reference"] = "standard",
-        layer: int | None = None,
+        layer: int | list[int] | None = None,
         psi: float | None = None,
         samples: int = 1,
         reference: str | None = None,

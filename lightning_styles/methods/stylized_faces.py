@@ -3,6 +3,7 @@
 Notation: B batch, L styles of a picture, D length of a style, S side of the generator's pictures, w+ and z+ (B, L, D).
 """
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from lightning_styles.models.stylegan2.stylize import (
     scaled,
     standard,
 )
-from lightning_styles.sheet import labelled_row
+from lightning_styles.sheet import labelled_row, labelled_sheets
 
 LAYERS = {"multimodal": MULTIMODAL[1], "reference": REFERENCE[1]}  # of 18, where the settings name none
 
@@ -45,6 +46,8 @@ class StylizedFaces(FinetunedStyleGAN):
         h = self.hparams
         at_least(1, samples=h.samples, reference_steps=h.reference_steps)
         at_least(0, psi=1.0 if h.psi is None else h.psi)
+        if h.layer == []:
+            raise UserError("layer is an empty list; name one layer, several, or null.")
         if h.layer is not None and h.mode == "standard":
             raise UserError(f"layer is {h.layer}, and mode is standard, where the photo has all layers: set it to "
                             "multimodal or reference, or layer to null.")  # fmt: skip
@@ -64,15 +67,32 @@ class StylizedFaces(FinetunedStyleGAN):
 
     def configure_model(self) -> None:
         super().configure_model()
-        if self.hparams.layer is not None:
-            check_layer(self.hparams.layer, self.source.n_latent)
+        for layer in self.layers:
+            check_layer(layer, self.source.n_latent)
 
-    def stylize(self, w: Tensor, names: list[str], sample: int = 0) -> Tensor:
-        """Results (B, 3, S, S) of photographs' w+, with the stored noise maps; `sample` counts random styles."""
+    @property
+    def layers(self) -> list[int]:
+        """First layers of the style, each of which a photograph has results of; in mode standard it has none."""
+        h = self.hparams
+        if h.mode == "standard":
+            return [self.source.n_latent]
+        if h.layer is None:
+            return [scaled(LAYERS[h.mode], self.source.n_latent)]
+        return list(h.layer) if isinstance(h.layer, list) else [h.layer]
+
+    def stylize(self, w: Tensor, names: list[str], sample: int = 0, layer: int | None = None) -> Tensor:
+        """Results (B, 3, S, S) of photographs' w+, with the stored noise maps.
+
+        Args:
+            w: (B, L, D).
+            names: keys of what is random.
+            sample: counts random styles.
+            layer: first one of the style; None takes the first of the settings.
+        """
         h, photo_psi = self.hparams, 1.0 if self.hparams.psi is None else self.hparams.psi
         if h.mode == "standard":
             return standard(self.average, w, mean=self.mean, psi=photo_psi)
-        layer = scaled(LAYERS[h.mode], self.source.n_latent) if h.layer is None else h.layer
+        layer = self.layers[0] if layer is None else layer
         if h.mode == "multimodal":
             psi = PSI if h.psi is None else h.psi
             return multimodal(self.average, w, self.random_codes(names, sample), self.mean, layer, psi)
@@ -97,14 +117,23 @@ class StylizedFaces(FinetunedStyleGAN):
 
     @torch.no_grad()
     def images(self, batch: dict[str, Any], faces: list[Face]) -> list[Tensor]:
-        """Results of faces; with several samples, each photo and its samples as one labelled picture."""
-        if self.hparams.samples == 1:
+        """Results of faces; with several layers or samples, each photo and its results as one labelled picture."""
+        layers, numbers = self.layers, range(1, self.hparams.samples + 1)
+        if len(layers) == len(numbers) == 1:
             return super().images(batch, faces)
-        squares, names, photos = torch.stack([face.square for face in faces]), batch["name"], batch["image"]
+        squares, names = torch.stack([face.square for face in faces]), batch["name"]
         w = self.encode(squares)
-        drawn = [self.stylize(w, names, n).float().clamp(-1, 1) for n in range(self.hparams.samples)]
-        before, *after = (self.placed(pictures, faces, photos) for pictures in (squares, *drawn))
+
+        def placed(drawn: Tensor) -> Tensor:
+            return torch.stack(self.placed(drawn.float().clamp(-1, 1), faces, batch["image"]))
+
+        before = placed(squares)
+        cells = [[placed(self.stylize(w, names, n - 1, layer)) for n in numbers] for layer in layers]
+        if len(layers) > 1 and len(numbers) > 1:
+            return labelled_sheets(before, cells, {"layer": layers, "sample": numbers})
+        labels = [f"sample {n}" for n in numbers] if len(layers) == 1 else [f"layer {layer}" for layer in layers]
+        after = dict(zip(labels, itertools.chain(*cells), strict=True))
         return [
-            labelled_row({"photo": photo} | {f"sample {n}": row[i] for n, row in enumerate(after, 1)})
+            labelled_row({"photo": photo} | {label: drawn[i] for label, drawn in after.items()})
             for i, photo in enumerate(before)
         ]

@@ -128,17 +128,17 @@ class DrawnStyleGAN2Pretraining(Pretraining):
         w = self.teacher(batch["features"])
         losses = {"mapping": self.mapping_loss(batch["latents"], w.detach())}
         if self.iteration < self.together:
-            losses |= self.synthesis_losses(x, w[: len(x)])
+            losses |= self.synthesis_losses(x, w[: len(x)], batch["importance"])
         self.log_losses(losses)
         weights = {"mapping": 1.0} | self.hparams.weights
         self.optimize("network", sum(weights.get(name, 0.0) * loss for name, loss in losses.items()))
         shown = min(PREVIEWS, len(x))
         self.last = {"source": x[:shown], "latents": batch["latents"][:shown]}
 
-    def synthesis_losses(self, x: Tensor, w: Tensor) -> dict[str, Tensor]:
-        """Terms between `x` (B, 3, H, W) and what is drawn of `w` (B, D)."""
+    def synthesis_losses(self, x: Tensor, w: Tensor, importance: Tensor) -> dict[str, Tensor]:
+        """Terms between `x` (B, 3, H, W) and what is drawn of `w` (B, D); `importance` (B, 1, H, W) is l1's."""
         y = self.G(w, self.G.draw_noise(len(x), self.generator("noise")))
-        losses = {"l1": F.l1_loss(y, x), "edges": F.l1_loss(differences(y), differences(x))}
+        losses = {"l1": (importance * (y - x).abs()).mean(), "edges": F.l1_loss(differences(y), differences(x))}
         return losses if self.judge is None else losses | {"perceptual": self.judge(y, x).mean()}
 
     def mapping_loss(self, latents: Tensor, w: Tensor) -> Tensor:

@@ -85,6 +85,20 @@ def test_samples_are_one_labelled_picture(micro_stylegan: Path, tmp_path: Path) 
         assert min((cells[i] - cells[j]).abs().mean() for i, j in ((1, 2), (1, 3), (2, 3))) > 1e-3
 
 
+def test_layers_are_shown_side_by_side_or_above_samples(micro_stylegan: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"mode": "multimodal", "layer": [2, 5]}
+    each = [predict(make(micro_stylegan, mode="multimodal", layer=layer), tmp_path) for layer in (2, 5)]
+    row = predict(make(micro_stylegan, **settings), tmp_path)
+    sheet = predict(make(micro_stylegan, samples=2, **settings), tmp_path)
+    for photo, name in zip(pictures(), row, strict=True):
+        cells = [cell[:, 26:-2, 2:-2] for cell in row[name].chunk(3, dim=-1)]
+        for cell, expected in zip(cells, (photo, each[0][name], each[1][name]), strict=True):
+            torch.testing.assert_close(cell, expected, rtol=1e-4, atol=1e-4)
+        assert sheet[name].shape == (3, 2 * (SIZE + 28), 3 * (SIZE + 4))
+        for line, expected in zip(sheet[name].chunk(2, dim=-2), each, strict=True):
+            torch.testing.assert_close(line.chunk(3, dim=-1)[1][:, 26:-2, 2:-2], expected[name], rtol=1e-4, atol=1e-4)
+
+
 def test_a_reference_gives_its_styles_and_is_sought_once(
     micro_stylegan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +183,7 @@ def test_samples_are_measured_by_the_first(micro_stylegan: Path, tmp_path: Path)
     ("changes", "message"),
     [
         ({"layer": 3}, "layer is 3, and mode is standard"),
+        ({"layer": [], "mode": "multimodal"}, "layer is an empty list"),
         ({"samples": 2}, "samples is 2, and mode is standard, which has one result"),
         ({"samples": 0, "mode": "multimodal"}, "samples is 0; it must be at least 1"),
         ({"psi": -0.5}, "psi is -0.5; it must be at least 0"),

@@ -9,7 +9,6 @@ import torch
 from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles.models.identity import IdentityNet, identity_similarity
 from lightning_styles.models.perceptual import PerceptualNet
