@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule
+from torch import Tensor
 
 from lightning_styles.errors import UserError
 from lightning_styles.parser import StylesParser, users_mistake
@@ -69,9 +70,14 @@ def build_trained(content: dict[str, Any]) -> LightningModule:
     return build(LightningModule, own["class_path"], init_args)
 
 
+def average_of(content: dict[str, Any]) -> dict[str, Tensor]:
+    """Averages of trained weights that the callback EMA kept in an opened checkpoint; empty for a run without it."""
+    return content.get("callbacks", {}).get("EMA", {}).get("shadow", {})
+
+
 def load_weights(model: LightningModule, content: dict[str, Any]) -> None:
-    """Build the networks of `model` and fill in the trained weights, as Trainer does before a run."""
+    """Build the networks of `model` and fill in the trained weights, their averages where the run kept some."""
     model.configure_model()
     model.on_load_checkpoint(content)
-    model.load_state_dict(content["state_dict"], strict=model.strict_loading)
+    model.load_state_dict(content["state_dict"] | average_of(content), strict=model.strict_loading)
     model.eval()

@@ -1,5 +1,6 @@
 """check, convert and stylize."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,21 @@ def test_convert_hands_a_trained_checkpoint_to_its_method(trained: str, capsys: 
     assert torch.equal(exported["weight"], saved["layer.weight"])
 
 
+def test_an_average_of_the_weights_is_what_is_converted_and_used() -> None:
+    """With a decay of 0.9 the average of two steps is far from the weights."""
+    config = TOY | {
+        "trainer": TOY["trainer"] | {"callbacks": [{"class_path": "callbacks.EMA", "init_args": {"decay": 0.9}}]}
+    }
+    Path("averaged.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert main(["fit", "--config", "averaged.yaml"]) == 0
+    run = "runs/averaged/version_0"
+    saved = torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)
+    average = saved["callbacks"]["EMA"]["shadow"]["layer.weight"]
+    assert not torch.allclose(average, saved["state_dict"]["layer.weight"], atol=1e-3)
+    assert main(["convert", run, "out/style.pt", "--to", "kohya", "--trust"]) == 0
+    assert torch.equal(torch.load("out/style.pt", weights_only=True)["weight"], average)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
@@ -157,6 +173,22 @@ def test_stylize_takes_everything_from_the_checkpoint(trained: str) -> None:
     with Image.open("out/black.png") as result:
         assert result.size == (40, 24)
         assert result.getpixel((0, 0)) == (64, 64, 64)  # -1 + shift 0.5, on the scale of 0 to 255
+
+
+def test_stylize_changes_settings_of_the_method(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (40, 24), (0, 0, 0)).save("black.png")
+    arguments = ["stylize", "black.png", "--style", trained, "--out", "out", "--device", "cpu", "--trust"]
+    assert main([*arguments, "--set", "shift=1.0"]) == 0
+    with Image.open("out/black.png") as result:
+        assert result.getpixel((0, 0)) == (128, 128, 128)
+    for setting, message in {
+        "shift": "--set shift: expected KEY=VALUE",
+        "shift=[": r"--set shift=\[: the value cannot be read",
+    }.items():
+        assert main([*arguments, "--set", setting]) == 1
+        assert re.search(message, capsys.readouterr().err)
+    assert main([*arguments, "--set", "shft=1"]) == 2
+    assert "Option 'shft' is not accepted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

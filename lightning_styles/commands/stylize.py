@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from lightning_styles.commands import LightParser
 from lightning_styles.errors import UserError
@@ -25,6 +26,13 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at once (default: 1)")
     options.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting of the method, for example mode=multimodal; may be given several times",
+    )
+    options.add_argument(
         "--trust", action="store_true", help="accept a checkpoint that names classes outside lightning_styles"
     )
     return options
@@ -33,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Run `stylize` and return the exit code."""
     options = parser().parse_args(arguments)
+    settings = changes(options.set)
     absent = [picture for picture in options.pictures if not Path(picture).exists()]
     if absent:
         raise UserError(f"There is no picture or folder {', '.join(absent)}; check the path.")
@@ -40,19 +49,42 @@ def main(arguments: list[str]) -> int:
 
     check_siblings()
     check_writable(options.out)
-    return run(options)
+    return run(options, settings)
 
 
-def run(options: argparse.Namespace) -> int:
+def changes(given: list[str]) -> dict[str, Any]:
+    """KEY=VALUE pairs as a tree of settings; values are YAML, keys may be dotted.
+
+    Raises:
+        UserError: naming a pair that is none.
+    """
+    import yaml
+
+    from lightning_styles.commands.compare_rows import nested
+
+    settings = {}
+    for pair in given:
+        key, equals, value = pair.partition("=")
+        try:
+            settings[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {pair}: the value cannot be read as YAML; put it in quotes.") from error
+        if not (key and equals):
+            raise UserError(f"--set {pair}: expected KEY=VALUE, such as mode=multimodal.")
+    return nested(settings)
+
+
+def run(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     """Build method and data, predict, and say where the results are."""
     from lightning.pytorch import Trainer
 
-    from callbacks import ImageWriter
+    from callbacks import EMA, ImageWriter
     from datamodules import Pictures
+    from lightning_styles.commands.compare_rows import merged
     from lightning_styles.console import quiet, say
     from lightning_styles.devices import trainer_arguments
     from lightning_styles.progress import IterationBar
-    from lightning_styles.trained import build_trained, open_trained
+    from lightning_styles.trained import average_of, build_trained, open_trained
 
     quiet()
     where = trainer_arguments(options.device)
@@ -61,9 +93,13 @@ def run(options: argparse.Namespace) -> int:
     if resolution is None:
         resolution = content.get("datamodule_hyper_parameters", {}).get("resolution")
     data = Pictures(images=options.pictures, resolution=resolution, batch_size=options.batch_size)
+    own = content["lightning_styles"]
+    own["init_args"] = merged(own["init_args"], settings)
     model = build_trained(content)
+    # The average of the weights, where the run had one, is the callback's, which takes it from the checkpoint.
+    averages = [EMA()] if average_of(content) else []
     silent = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    trainer = Trainer(**where, **silent, callbacks=[ImageWriter(options.out), IterationBar()])  # type: ignore[arg-type]
+    trainer = Trainer(**where, **silent, callbacks=[ImageWriter(options.out), IterationBar(), *averages])  # type: ignore[arg-type]
     say(f"stylize: {type(model).__name__} from {checkpoint} on {trainer.strategy.root_device}")
     trainer.predict(model, datamodule=data, ckpt_path=str(checkpoint), return_predictions=False)
     return 0

@@ -105,6 +105,15 @@ class StylizedFaces(FinetunedStyleGAN):
         draws = [torch.randn(shape, generator=noise.generator(self.seed, "sample", name, sample)) for name in names]
         return torch.stack(draws).to(self.device)
 
+    def on_predict_start(self) -> None:
+        """One process looks for the reference, the others then find its file."""
+        if self.hparams.mode == "reference" and self.trainer.state.fn != "fit":
+            if self.trainer.is_global_zero:
+                _ = self.reference
+            self.trainer.strategy.barrier()
+
+    on_validation_start = on_test_start = on_predict_start
+
     @property
     def reference(self) -> tuple[VSpace, Tensor]:
         """V space of the average, and the coordinates (D,) of the reference, found when first needed."""
