@@ -131,7 +131,7 @@ class DrawnStyleGAN2Pretraining(Pretraining):
             losses |= self.synthesis_losses(x, w[: len(x)], batch["importance"])
         self.log_losses(losses)
         weights = {"mapping": 1.0} | self.hparams.weights
-        self.optimize("network", sum(weights.get(name, 0.0) * loss for name, loss in losses.items()))
+        self.optimize("network", torch.stack([weights.get(name, 0.0) * loss for name, loss in losses.items()]).sum())
         shown = min(PREVIEWS, len(x))
         self.last = {"source": x[:shown], "latents": batch["latents"][:shown]}
 
