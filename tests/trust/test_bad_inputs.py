@@ -169,18 +169,20 @@ def flatten(tree: object) -> object:
 # ---- outputs, names, foreign classes
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file can grow beyond 300 bytes, as on a full disk."""
+    """Within the block no file can grow beyond 300 bytes, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("small_files")
 def test_a_full_disk_leaves_no_half_picture(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(shlex.split(f"stylize {world}/photo.png --style {world}/sms.ckpt --device cpu")) == 1
+    with small_files():
+        assert main(shlex.split(f"stylize {world}/photo.png --style {world}/sms.ckpt --device cpu")) == 1
     (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert re.search(r"'out/photo.png' cannot be written: File too large; make room", message)
     assert set(files(tmp_path)) == {"out"}
