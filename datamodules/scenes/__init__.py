@@ -124,10 +124,16 @@ def latents(scenes: Scenes) -> Tensor:
 
 
 def features(scenes: Scenes) -> Tensor:
-    """The scenes' attributes as numbers (B, F) of like size: classes one-hot, colours and uniforms in [-1, 1]."""
-    values = scenes.values.values()
-    classes = [F.one_hot(value, MOST_CLASSES) for value in values if not value.is_floating_point()]
-    colours = [value * 2 - 1 for value in values if value.ndim == 2]
+    """What a picture depends on as numbers of like size (B, F): classes one-hot, colours and uniforms in [-1, 1].
+
+    Classes that only say which colour was picked are left out, for the colours are there.
+    """
+    values = scenes.values
+    told = {
+        name for name in values if f"{name.removesuffix('_colour')}_rgb" in values and f"{name}_colour" not in values
+    }
+    classes = [F.one_hot(x, MOST_CLASSES) for k, x in values.items() if not x.is_floating_point() and k not in told]
+    colours = [x * 2 - 1 for x in values.values() if x.ndim == 2]
     return torch.cat([*classes, *colours, scenes.uniforms * 2 - 1], 1)
 
 

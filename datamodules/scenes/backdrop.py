@@ -3,7 +3,7 @@
 import torch
 
 from datamodules.scenes.layers import Stage
-from datamodules.scenes.palette import COLOUR_TABLE
+from datamodules.scenes.palette import COLOUR_ORDER, COLOUR_TABLE
 from datamodules.scenes.sampling import Draw
 from datamodules.scenes.sdf import circle, smooth
 
@@ -17,7 +17,7 @@ def draw_light(draw: Draw) -> None:
 def draw_backdrop(draw: Draw) -> None:
     """Kind and colour of the backdrop, and whether a caption names it."""
     draw.choice("backdrop", (3, 1.5, 2.5))
-    colour = draw.choice("backdrop_colour", (1, 1, 1, 1.2, 1.2, 1.5, 1, 1, 0.8, 1, 1, 0.5))
+    colour = draw.choice("backdrop_colour", (1, 1, 1, 1.2, 1.2, 1.5, 1, 1, 0.8, 1, 1, 0.5), COLOUR_ORDER)
     draw.amount("backdrop_angle", -0.9, 0.9)
     draw.amount("backdrop_phase", 0, 6.28)
     draw.choice("backdrop_named", (0.65, 0.35))

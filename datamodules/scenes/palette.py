@@ -1,5 +1,26 @@
 """Named classes of the attributes and their colours (RGB in [0, 1])."""
 
+from collections.abc import Iterable
+from math import dist
+
+Colour = tuple[float, float, float]
+
+
+def by_likeness(colours: Iterable[Colour]) -> list[int]:
+    """The colours' numbers in an order in which neighbours look alike: the shortest of the greedy paths."""
+    table = list(colours)
+
+    def path(first: int) -> list[int]:
+        left, way = set(range(len(table))) - {first}, [first]
+        while left:
+            way.append(min(left, key=lambda k: dist(table[k], table[way[-1]])))
+            left.remove(way[-1])
+        return way
+
+    ways = [path(first) for first in range(len(table))]
+    return min(ways, key=lambda way: sum(dist(table[a], table[b]) for a, b in zip(way, way[1:], strict=False)))
+
+
 COLOURS = {
     "red": (0.78, 0.16, 0.16), "orange": (0.92, 0.52, 0.16), "yellow": (0.95, 0.82, 0.28),
     "green": (0.25, 0.58, 0.30), "teal": (0.14, 0.56, 0.58), "blue": (0.20, 0.38, 0.76),
@@ -8,6 +29,7 @@ COLOURS = {
 }  # fmt: skip
 COLOUR_NAMES = tuple(COLOURS)
 COLOUR_TABLE = tuple(COLOURS.values())
+COLOUR_ORDER = by_likeness(COLOUR_TABLE)
 
 SKINS = {
     "pale": (0.96, 0.80, 0.72), "fair": (0.93, 0.73, 0.62), "tan": (0.83, 0.61, 0.46),
@@ -19,6 +41,7 @@ HAIR_COLOURS = {
     "white": (0.90, 0.89, 0.87), "blue": (0.16, 0.34, 0.74), "pink": (0.90, 0.42, 0.60),
     "green": (0.20, 0.58, 0.40), "purple": (0.46, 0.24, 0.62),
 }  # fmt: skip
+HAIR_ORDER = by_likeness(HAIR_COLOURS.values())
 EYE_COLOURS = {
     "brown": (0.36, 0.20, 0.10), "hazel": (0.50, 0.36, 0.14), "green": (0.24, 0.52, 0.30),
     "blue": (0.22, 0.46, 0.76), "gray": (0.44, 0.52, 0.58),

@@ -94,13 +94,22 @@ class Draw:
         self.values[name] = value
         return value
 
-    def choice(self, name: str, weights: Sequence[float] | Tensor) -> Tensor:
-        """Record a (B,) int64 class drawn with the given weights, (K,) or one row for each scene (B, K)."""
+    def choice(self, name: str, weights: Sequence[float] | Tensor, order: Sequence[int] | None = None) -> Tensor:
+        """Record a (B,) int64 class.
+
+        Args:
+            name: of the attribute.
+            weights: of the classes, (K,) or one row for each scene (B, K).
+            order: the K classes, neighbours alike, as the uniform that is kept counts them; None for their own order.
+        """
         table = torch.as_tensor(weights, dtype=torch.float32, device=self.key.device)
         edges = (table / table.sum(-1, keepdim=True)).cumsum(-1)
         edges = edges.expand(self.key.shape[0], -1).contiguous()
-        value = torch.searchsorted(edges, self.uniform(name)[:, None], right=True)[:, 0]
+        uniform = self.uniform(name)
+        value = torch.searchsorted(edges, uniform[:, None], right=True)[:, 0]
         value = value.clamp(max=table.shape[-1] - 1)
+        if order is not None:
+            self.uniforms[name] = reordered(uniform, value, edges, order)
         if name in self.overrides:
             value = torch.full_like(value, int(self.overrides[name]))
         self.values[name] = value
@@ -114,6 +123,23 @@ class Draw:
         value = (rows * (1 + jitter * (shared + moves))).clamp(0, 1)
         self.values[name] = value
         return value
+
+
+def reordered(uniform: Tensor, value: Tensor, edges: Tensor, order: Sequence[int]) -> Tensor:
+    """Uniforms (B,) that lie as deep in the interval of their class as before, the intervals in another order.
+
+    Args:
+        uniform: (B,) in [0, 1).
+        value: (B,), the classes that they lie in.
+        edges: (B, K), the upper ends of the K intervals before.
+        order: of the classes.
+    """
+    shares = edges.diff(dim=-1, prepend=torch.zeros_like(edges[:, :1]))
+    starts = torch.empty_like(edges)
+    starts[:, list(order)] = shares[:, list(order)].cumsum(-1) - shares[:, list(order)]
+    row = value[:, None]
+    depth = uniform - (edges - shares).gather(1, row)[:, 0]
+    return (starts.gather(1, row)[:, 0] + depth).clamp(0, 1 - 2**-24)
 
 
 def scene_keys(seed: int, indices: Sequence[int], view: int | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ from datamodules.scenes import (
     KINDS,
     LABELS,
     STYLES,
+    Scenes,
     attributes,
     captions,
     features,
@@ -19,7 +20,7 @@ from datamodules.scenes import (
     sdf,
     segmentation,
 )
-from datamodules.scenes.sampling import mix, unit
+from datamodules.scenes.sampling import mix, reordered, unit
 
 PLAIN = {"hat": 0, "glasses": 0, "beard": 0, "mask": 0, "hand": 0, "microphone": 0, "expression": 0}
 
@@ -245,11 +246,37 @@ def test_attributes_are_monotonous_in_their_latents() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_features_tell_all_attributes(kind: str) -> None:
+def test_features_tell_what_a_picture_depends_on(kind: str) -> None:
     scenes = sample_scenes(0, range(200), kind)
-    described = features(scenes)
-    classes = attributes(scenes)
-    one_hot = described[:, : 12 * len(classes)].unflatten(1, (-1, 12))
-    assert torch.equal(one_hot.argmax(2), torch.stack(list(classes.values()), 1))
-    assert described.abs().max() <= 1
-    assert (described.std(0)[12 * len(classes) :] > 0.01).all()
+    described, classes = features(scenes), attributes(scenes)
+    shown = [value for name, value in classes.items() if not name.endswith("_colour") and name != "skin"]
+    one_hot = described[:, : 12 * len(shown)].unflatten(1, (-1, 12))
+    assert torch.equal(one_hot.argmax(2), torch.stack(shown, 1))
+    others = described[:, 12 * len(shown) :]
+    colours = [value for value in scenes.values.values() if value.ndim == 2]
+    torch.testing.assert_close(others[:, : 3 * len(colours)], torch.cat(colours, 1) * 2 - 1)
+    torch.testing.assert_close(others[:, 3 * len(colours) :], scenes.uniforms * 2 - 1)
+
+
+def test_latents_of_colours_are_in_an_order_of_likeness() -> None:
+    """A step along the latent of a colour changes it little; where classes meet, they are neighbours."""
+    scenes = sample_scenes(0, range(4000))
+    place = next(k for k in range(81) if hue_by(scenes, k))
+    order = scenes.uniforms[:, place].argsort()
+    classes = scenes.values["clothes_colour"][order]
+    met = [palette.COLOUR_NAMES[k] for k in classes.unique_consecutive().tolist()]
+    assert met == [palette.COLOUR_NAMES[k] for k in palette.COLOUR_ORDER]
+    assert met[:2] == ["black", "brown"]
+
+
+def hue_by(scenes: Scenes, place: int) -> bool:
+    """Whether this uniform is the one of the clothes' colour: it has one run of each class."""
+    classes = scenes.values["clothes_colour"][scenes.uniforms[:, place].argsort()]
+    return len(classes.unique_consecutive()) == len(palette.COLOURS)
+
+
+def test_reordered_uniforms_stay_uniform_and_keep_their_depth() -> None:
+    edges = torch.tensor([[0.2, 0.5, 1.0], [0.5, 0.5, 1.0]])
+    for u, row, value, expected in ((0.1, 0, 0, 0.9), (0.3, 0, 1, 0.1), (0.75, 0, 2, 0.55), (0.6, 1, 2, 0.1)):
+        found = reordered(torch.tensor([u]), torch.tensor([value]), edges[row : row + 1], [1, 2, 0])
+        assert found.item() == pytest.approx(expected)

@@ -124,7 +124,7 @@ def test_it_goes_on_from_a_generator_of_its_widths(tmp_path: Path) -> None:
 
 # ---- of known latents
 
-DRAWN: dict[str, Any] = SMALL | {"style_dim": 96, "features": 357, "hidden": 32, "weights": {"l1": 1.0}}
+DRAWN: dict[str, Any] = SMALL | {"style_dim": 96, "features": 261, "hidden": 32, "weights": {"l1": 1.0}}
 
 
 def test_known_latents_are_the_first_of_z() -> None:
