@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
+from lightning_styles.errors import UserError, at_least
 from lightning_styles.losses.gan import (
     discriminator_loss,
     generator_loss,
@@ -50,6 +51,7 @@ class StyleGAN2Pretraining(StyleModule):
         mixing: probability that the batch has two styles each, one above the other.
         augment: policies of `diff_augment`, in their order, for a small set of pictures.
         lr: learning rate of both networks.
+        lr_generator: that of the generator, if it is another; 0 keeps it as it is, and only the discriminator learns.
         seed: key of all randomness.
     """
 
@@ -71,9 +73,13 @@ class StyleGAN2Pretraining(StyleModule):
         mixing: float = 0.9,
         augment: list[str] | None = None,
         lr: float = 2e-3,
+        lr_generator: float | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(iterations=iterations, seed=seed)
+        at_least(0, r1=r1, path=path, lr=lr, lr_generator=lr if lr_generator is None else lr_generator)
+        if lr_generator == 0 and start is None:
+            raise UserError("with model.lr_generator 0 the generator stays random; set model.start to a trained one.")
         self.save_hyperparameters()
 
     @classmethod
@@ -95,21 +101,26 @@ class StyleGAN2Pretraining(StyleModule):
 
     def named_optimizers(self) -> dict[str, tuple[Optimizer, None]]:
         h = self.hparams
-        lr, betas = lazy_adam(h.lr, h.path_every if h.path else None)
+        chosen = h.lr if h.lr_generator is None else h.lr_generator
+        lr, betas = lazy_adam(chosen, h.path_every if h.path else None)
         lr_d, betas_d = lazy_adam(h.lr, h.r1_every)
-        return {
-            "generator": (Adam(self.G.parameters(), lr, betas), None),
-            "discriminator": (Adam(self.D.parameters(), lr_d, betas_d), None),
-        }
+        optimizers: dict[str, tuple[Optimizer, None]] = {}
+        if chosen > 0:  # the first one counts the iterations
+            optimizers["generator"] = (Adam(self.G.parameters(), lr, betas), None)
+        return optimizers | {"discriminator": (Adam(self.D.parameters(), lr_d, betas_d), None)}
 
     # ---- one iteration
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         h, real = self.hparams, batch["image"]
-        fake = self.G(self.draw_styles(len(real), "styles"), self.draw_noise(len(real), "noise"))
-        self.train_discriminator(real, fake.detach())
+        stays = h.lr_generator == 0
+        with torch.set_grad_enabled(not stays):
+            fake = self.G(self.draw_styles(len(real), "styles"), self.draw_noise(len(real), "noise"))
         if self.iteration % h.r1_every == 0:
             self.regularize_discriminator(real)
+        self.train_discriminator(real, fake.detach())
+        if stays:
+            return
         lengthens = h.path > 0 and self.iteration % h.path_every == 0
         self.train_generator(fake, ends_iteration=not lengthens)
         if lengthens:
@@ -136,7 +147,8 @@ class StyleGAN2Pretraining(StyleModule):
             image = real.detach().float().requires_grad_(True)
             penalty = r1_penalty(self.judge(image, "real"), image)
             self.log_losses({"r1": penalty})
-            self.optimize("discriminator", self.hparams.r1 / 2 * self.hparams.r1_every * penalty)
+            loss = self.hparams.r1 / 2 * self.hparams.r1_every * penalty
+            self.optimize("discriminator", loss, ends_iteration=False)
 
     def regularize_generator(self, count: int) -> None:
         """The path-length penalty of all iterations since its last step, on `count` pictures."""

@@ -122,6 +122,23 @@ def test_it_goes_on_from_a_generator_of_its_widths(tmp_path: Path) -> None:
         wider.configure_model()
 
 
+def test_the_discriminator_can_learn_alone(tmp_path: Path) -> None:
+    path = tmp_path / "start.safetensors"
+    save_stylegan2(path, StyleGAN2(Generator(32, 16, 2, channels={4: 8, 8: 8, 16: 4, 32: 4}), torch.zeros(16)))
+    method = Recorded(iterations=3, start=str(path), lr_generator=0.0, r1_every=2, **SMALL)
+    method.configure_model()
+    before = {name: parameter.detach().clone() for name, parameter in method.named_parameters()}
+    fit(method, tmp_path)
+    assert method.trainer.global_step == 3
+    assert method.iterations_of("discriminator") == [0, 1, 2]
+    assert method.iterations_of("r1") == [0, 2]
+    assert method.iterations_of("generator") == []
+    moved = {name for name, parameter in method.named_parameters() if not torch.equal(before[name], parameter)}
+    assert moved == {name for name in before if name.startswith("D.")}
+    with pytest.raises(UserError, match="stays random; set model.start"):
+        StyleGAN2Pretraining(iterations=1, lr_generator=0.0, **SMALL)
+
+
 # ---- of known latents
 
 DRAWN: dict[str, Any] = SMALL | {"style_dim": 96, "features": 261, "hidden": 32, "weights": {"l1": 1.0}}
