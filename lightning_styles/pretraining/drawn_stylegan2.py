@@ -124,6 +124,8 @@ class DrawnStyleGAN2Pretraining(Pretraining):
     # ---- one iteration
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        if "latents" not in batch:
+            raise UserError("the data bring no latents; set data.described of datamodules.scene_pool.ScenePool.")
         x = batch["image"]
         w = self.teacher(batch["features"])
         losses = {"mapping": self.mapping_loss(batch["latents"], w.detach())}

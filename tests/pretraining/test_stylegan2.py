@@ -156,6 +156,11 @@ def test_known_latents_are_the_first_of_z() -> None:
         method.complete(torch.randn(3, 100))
 
 
+def test_data_without_latents_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"set data\.described"):
+        fit(DrawnStyleGAN2Pretraining(iterations=1, **DRAWN), tmp_path)
+
+
 def test_at_the_end_only_the_mapping_learns() -> None:
     method = DrawnStyleGAN2Pretraining(iterations=10, settle=6, lr=1.0, lr_dense=0.1, lr_settle=0.5, **DRAWN)
     method.configure_model()
