@@ -16,6 +16,7 @@ from lightning_styles.devices import trainer_arguments
 from lightning_styles.errors import UserError
 from lightning_styles.required_files import class_paths
 from lightning_styles.trained import build
+from tests.toys import ToyPainter
 
 TOY: dict[str, Any] = {
     "model": {"class_path": "tests.toys.ToyPainter", "init_args": {"shift": 0.5}},
@@ -112,7 +113,7 @@ def test_convert_hands_a_trained_checkpoint_to_its_method(trained: str, capsys: 
     assert torch.equal(exported["weight"], saved["layer.weight"])
 
 
-def test_an_average_of_the_weights_is_what_is_converted_and_used() -> None:
+def test_an_average_of_the_weights_is_what_is_converted_and_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a decay of 0.9 the average of two steps is far from the weights."""
     config = TOY | {
         "trainer": TOY["trainer"] | {"callbacks": [{"class_path": "callbacks.EMA", "init_args": {"decay": 0.9}}]}
@@ -125,6 +126,16 @@ def test_an_average_of_the_weights_is_what_is_converted_and_used() -> None:
     assert not torch.allclose(average, saved["state_dict"]["layer.weight"], atol=1e-3)
     assert main(["convert", run, "out/style.pt", "--to", "kohya", "--trust"]) == 0
     assert torch.equal(torch.load("out/style.pt", weights_only=True)["weight"], average)
+    used, paint = [], ToyPainter.predict_step
+
+    def watched(method: ToyPainter, batch: Any, batch_idx: int) -> Any:
+        used.append(method.layer.weight.detach().clone())
+        return paint(method, batch, batch_idx)
+
+    monkeypatch.setattr(ToyPainter, "predict_step", watched)
+    Image.new("RGB", (40, 24)).save("black.png")
+    assert main(["stylize", "black.png", "--style", run, "--out", "out", "--device", "cpu", "--trust"]) == 0
+    assert [torch.equal(weight, average) for weight in used] == [True]
 
 
 @pytest.mark.parametrize(

@@ -449,3 +449,11 @@ def test_the_discriminator_sees_augmented_pictures(micro_stylegan: Path, tmp_pat
     p = float(method.augmentation.p)
     # After 4 iterations, 16 pictures over a ramp of 10 move p to one of its ends.
     assert p in ((0.0, 1.0) if augment == "ada" else (0.0,))
+
+
+def test_results_are_compared_with_the_style_pictures_of_the_data(micro_stylegan: Path, tmp_path: Path) -> None:
+    method = make_method(micro_stylegan, metrics={"style_features": "tiny/perceptual"})
+    data = style_images(photos="scene:portrait/0-1", twin_style="cartoon")
+    quiet_trainer(tmp_path, 1).test(method, datamodule=data, verbose=False)
+    assert method.evaluation.given_style
+    assert method.evaluation.n.compute() == 2
