@@ -1,5 +1,6 @@
 """The shipped experiments: each parses, prints itself, and names classes, weights and settings that exist."""
 
+import functools
 import importlib
 import json
 import os
@@ -30,6 +31,12 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["lightning_styles"])
 
 
+@functools.cache
+def parsed(name: str) -> dict[str, Any]:
+    """The experiment of a shipped config."""
+    return parse_only(["fit", "--config", name])
+
+
 def leaves(tree: Any) -> Iterator[Any]:
     """Every value in nested dicts and lists."""
     if isinstance(tree, (dict, list)):
@@ -41,7 +48,7 @@ def leaves(tree: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_parses_and_its_classes_exist(name: str) -> None:
-    config = parse_only(["fit", "--config", name])
+    config = parsed(name)
     found = list(class_paths({key: config[key] for key in ("model", "data", "trainer")}))
     assert [config["model"]["class_path"], config["data"]["class_path"]] == found[:2]
     assert [path for path in found if not isinstance(import_class(path), type)] == []
@@ -55,13 +62,12 @@ def test_a_printed_config_is_the_same_experiment(name: str, capsys: pytest.Captu
     Path("printed.yaml").write_text(printed, encoding="utf-8")
     assert main(["fit", "--config", "printed.yaml", "--print_config"]) == 0
     assert capsys.readouterr().out == printed
-    first, second = (parse_only(["fit", "--config", file]) for file in (name, "printed.yaml"))
-    assert {**first, "config": None} == {**second, "config": None}
+    assert {**parse_only(["fit", "--config", "printed.yaml"]), "config": None} == {**parsed(name), "config": None}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_names_weights_of_the_registry(name: str) -> None:
-    model = parse_only(["fit", "--config", name])["model"]
+    model = parsed(name)["model"]
     ask = getattr(import_class(model["class_path"]), "required_models", None)
     weights = [pair for pair in ask(model["init_args"]) if pair[1] != "file"]  # pictures are the user's own
     named = [pair for pair in weights if not pair[0].startswith("runs/")]
@@ -71,7 +77,7 @@ def test_a_config_names_weights_of_the_registry(name: str) -> None:
 @pytest.mark.parametrize("name", sorted({file for file in CONFIGS if "tiny/" in file}))
 def test_weights_of_the_tiny_configs_ship_with_the_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LIGHTNING_STYLES_MODELS", raising=False)
-    model = parse_only(["fit", "--config", name])["model"]
+    model = parsed(name)["model"]
     named = import_class(model["class_path"]).required_models(model["init_args"])  # type: ignore[attr-defined]
     package = Path(importlib.import_module("lightning_styles").__file__ or "").parent
     assert [weight for weight, kind in named if kind != "file" and package not in locate(weight, kind).parents] == []
@@ -113,7 +119,7 @@ def test_sms_runs_as_long_as_the_trainer(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in SMS if "tiny/" not in name])
 def test_sms_has_the_papers_settings(name: str) -> None:
-    config = parse_only(["fit", "--config", name])
+    config = parsed(name)
     settings = config["model"]["init_args"]
     expected = {"iterations": 500, "guidance": 4.5, "lr": 0.1, "weight_decay": 0.01, "warmup": 100, "fake_lr": 0.001}
     expected |= {"rank": 8, "alpha": 32.0, "lora_strength": 0.8, "objective": "sms", "identity": "progressive"}
@@ -124,7 +130,7 @@ def test_sms_has_the_papers_settings(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if "osasis" in name and "tiny/" not in name])
 def test_osasis_has_the_settings_of_its_official_code(name: str) -> None:
-    config = parse_only(["fit", "--config", name])
+    config = parsed(name)
     settings, data = config["model"]["init_args"], config["data"]["init_args"]
     expected = {"iterations": 200, "lr": 5e-6, "spn_lr": 1e-4, "lambda_spn": 0.1, "t0": 0.5, "f_ch": 32, "spn": "time"}
     expected |= {"resolution": 256, "candidates": 30, "steps": {"encode": 50, "decode": 20}, "dropout": True}
@@ -139,7 +145,7 @@ def test_osasis_has_the_settings_of_its_official_code(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if "pair_sdxl" in name])
 def test_pair_customization_has_the_settings_of_its_official_code(name: str) -> None:
-    config = parse_only(["fit", "--config", name])
+    config = parsed(name)
     settings, data = config["model"]["init_args"], config["data"]["init_args"]
     expected = {"iterations": 750, "style_from": 250, "content_rank": 64, "style_rank": 64, "lr": 1e-5}
     expected |= {"weight_decay": 1e-4, "updates": "sequential", "down": "orthogonal", "basis_seed": 123846}

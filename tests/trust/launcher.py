@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+import lightning_styles.__main__ as program
 from tests.trust.heavy import digest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,11 +88,10 @@ def _run(
     output = os.open(printed, os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(output, stream)
-    os.environ["HEAVY_TRACE"] = trace
+    os.environ |= {"HEAVY_TRACE": trace, "PYTHONPATH": str(ROOT)}
     sys.argv = ["lightning_styles", *arguments]
-    from lightning_styles.__main__ import main
-
-    sys.exit(main(list(arguments)))
+    sys.modules["__main__"] = program  # Lightning starts further ranks as this one was started
+    sys.exit(program.main(list(arguments)))
 
 
 def command_line(folder: Path, *words: str, **variables: str) -> subprocess.Popen[str]:

@@ -3,13 +3,12 @@
 import os
 import shlex
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.trust.heavy import digest
-from tests.trust.launcher import FIT, LAST, Launch, command_line, experiment, straight
+from tests.trust.launcher import FIT, LAST, Launch, experiment, straight
 
 ITERATIONS = 12
 RUN = Path("runs/heavy/version_0")
@@ -90,22 +89,18 @@ def test_a_run_that_saves_nothing_ends_at_once(tmp_path: Path) -> None:
 def test_ranks_agree_when_one_is_signalled(tmp_path: Path) -> None:
     ranks = ("--trainer.devices", "2", "--trainer.strategy", "ddp_find_unused_parameters_true")
     plain = experiment(tmp_path / "straight", ITERATIONS, 1000)
-    process = command_line(plain, *FIT, *ranks)
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
+    whole = Launch(plain, *FIT, *ranks)
+    assert whole.end() == 0, whole.printed
 
     folder = experiment(tmp_path / "stopped", ITERATIONS, 1000, pause=0.3)
-    trace = tmp_path / "trace.txt"
-    process = command_line(folder, *FIT, *ranks, HEAVY_TRACE=str(trace))
-    while not trace.is_file():
-        assert process.poll() is None
-        time.sleep(0.01)
-    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    launch = Launch(folder, *FIT, *ranks)
+    launch.wait_for(lambda: launch.iterations)
+    pid = launch.process.pid
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     os.kill(int(child), signal.SIGTERM)
-    output = process.communicate()[0]
-    assert process.returncode == 143, output
-    assert 0 < len(trace.read_text().split()) < ITERATIONS
-    process = command_line(folder, *FIT, *ranks, "--ckpt_path", "last")
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
+    assert launch.end() == 143, launch.printed
+    assert 0 < len(launch.iterations) < ITERATIONS
+
+    again = Launch(folder, *FIT, *ranks, "--ckpt_path", "last")
+    assert again.end() == 0, again.printed
     assert digest(folder / RUN / LAST) == digest(plain / RUN / LAST)
