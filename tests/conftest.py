@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Iterator
+from multiprocessing import set_forkserver_preload
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +18,9 @@ import pytest
 import torch
 
 from tests.offline.sitecustomize import attempts
+
+# Processes that tests start are forked from one that has imported everything.
+set_forkserver_preload(["pytest", "lightning_styles.cli", "callbacks", "tests.trust.heavy"])
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,7 @@ from lightning_styles.commands.pareto import Curve, axis_name, curves
 from lightning_styles.errors import UserError
 from lightning_styles.parser import find_config
 from tests.toys import ToyStyle
+from tests.trust.launcher import Launch
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE: dict[str, Any] = {
@@ -206,11 +207,10 @@ class Sleepy(ToyStyle):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
-def test_no_process_survives_a_comparison_that_is_killed() -> None:
+def test_no_process_survives_a_comparison_that_is_killed(folder: Path) -> None:
     sleepy = {"model": {"class_path": "tests.test_compare.Sleepy", "init_args": {"learning_rate": 0.5}}}
     write("table.yaml", COMPARISON | {"rows": {"a": sleepy, "b": sleepy, "c": sleepy}})
-    command = [sys.executable, "-m", "lightning_styles", "compare", "table.yaml", "--processes", "2"]
-    comparison = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+    comparison = Launch(folder, "compare", "table.yaml", "--processes", "2")
 
     def workers() -> list[Path]:
         states = [Path(f"/proc/{path.stem}/stat") for path in Path().glob("*.pid")]
@@ -223,8 +223,8 @@ def test_no_process_survives_a_comparison_that_is_killed() -> None:
             time.sleep(0.2)
 
     wait_for(2)
-    comparison.kill()
-    comparison.wait()
+    comparison.send(signal.SIGKILL)
+    assert comparison.end() == -signal.SIGKILL
     wait_for(0)
 
 

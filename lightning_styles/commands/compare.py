@@ -20,11 +20,15 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning_styles.commands import LightParser
 from lightning_styles.commands.compare_rows import Axes, Row, chosen, read_plot, read_rows, resolve
 from lightning_styles.commands.compare_table import Result, entries, show, write_json, write_table
 from lightning_styles.errors import UserError
+
+if TYPE_CHECKING:
+    from multiprocessing.context import BaseContext
 
 
 def parser() -> argparse.ArgumentParser:
@@ -142,10 +146,18 @@ def _measure_wave(rows: list[Row], checkpoints: list[str | None], processes: int
         yield from zip(rows, map(measure, rows, checkpoints), strict=True)
         return
     from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
 
-    with ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, (processes,)) as pool:
+    with ProcessPoolExecutor(processes, _clean_processes(), _start_worker, (processes,)) as pool:
         yield from zip(rows, pool.map(measure, rows, checkpoints), strict=True)
+
+
+def _clean_processes() -> "BaseContext":
+    """Starts processes that have no GPU yet; forked, where that is possible, from one that has imported torch."""
+    from multiprocessing import get_all_start_methods, get_context
+
+    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    context.set_forkserver_preload(["lightning_styles.cli"])
+    return context
 
 
 def _start_worker(processes: int) -> None:

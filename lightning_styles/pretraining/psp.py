@@ -19,11 +19,13 @@ from lightning_styles.models.psp import GradualStyleEncoder, Space, sample_codes
 from lightning_styles.models.stylegan2 import Generator
 from lightning_styles.models.stylegan2.mixing import truncate
 from lightning_styles.pretrained import fingerprint, locate
-from lightning_styles.pretrained.psp import PSP, save_psp, take_trunk
+from lightning_styles.pretrained.psp import PSP, load_psp, save_psp, take_trunk
 from lightning_styles.pretraining.base import Pretraining
 from lightning_styles.square import Fit, from_square, to_square
 
-WEIGHTS = {"mse": 1.0, "perceptual": 0.8, "identity": 0.1, "kl": 5e-4, "moments": 1e-3, "codes": 0.0, "w_norm": 0.0}
+WEIGHTS = {"mse": 1.0, "perceptual": 0.8, "identity": 0.1, "kl": 5e-4, "moments": 1e-3}
+WEIGHTS |= {"codes": 0.0, "latents": 0.0, "w_norm": 0.0}
+PICTURE = ("mse", "perceptual", "identity")
 PREVIEWS = 8  # pictures of a preview
 
 
@@ -42,11 +44,14 @@ class PSpPretraining(Pretraining):
         architecture: size (px of the encoder's pictures), widths, blocks and head_width of `GradualStyleEncoder`; the
             official ones where left out, 256 px or what the generator has.
         trunk: face recognition network whose weights an encoder of the official widths begins with.
+        start: file of an encoder of this architecture to go on from; None starts from random weights.
         generated: pictures that an iteration draws.
         psi: truncation of these.
         mixing: share of these whose upper layers have another style, from a random layer on.
         weights: of the terms mse, perceptual, identity, kl (variational head), moments (plain codes in Z+), codes
-            (squared error of w+ of what was drawn) and w_norm; those of the papers where left out, 0 for the last two.
+            (squared error of w+ of what was drawn), latents (the same of the first numbers of z+, which the data bring,
+            for the pictures of `DrawnStyleGAN2Pretraining`) and w_norm; those of the papers where left out, 0 for the
+            last three. Where those of mse, perceptual and identity are 0, nothing is drawn again.
         lpips: trunk of LPIPS; None where `perceptual` is given instead.
         perceptual: small perceptual network in place of LPIPS.
         identity: identity network; None leaves its term out.
@@ -58,7 +63,7 @@ class PSpPretraining(Pretraining):
     """
 
     formats = {"safetensors": "psp.safetensors"}
-    fit_only = ("lpips", "perceptual", "identity", "trunk")
+    fit_only = ("lpips", "perceptual", "identity", "trunk", "start")
     weight_decay = 0.0
 
     G: Generator
@@ -75,6 +80,7 @@ class PSpPretraining(Pretraining):
         variational: bool = False,
         architecture: dict[str, Any] | None = None,
         trunk: str | None = None,
+        start: str | None = None,
         generated: int = 8,
         psi: float = 1.0,
         mixing: float = 0.0,
@@ -101,7 +107,8 @@ class PSpPretraining(Pretraining):
     @classmethod
     def required_models(cls, init_args: dict[str, Any]) -> list[tuple[str, str]]:
         kinds = {"stylegan2": "stylegan2", "lpips": "lpips", "perceptual": "perceptual", "identity": "identity"}
-        named = [(init_args[key], kind) for key, kind in (kinds | {"trunk": "identity"}).items() if init_args.get(key)]
+        kinds |= {"trunk": "identity", "start": "psp"}
+        named = [(init_args[key], kind) for key, kind in kinds.items() if init_args.get(key)]
         return named + super().required_models(init_args)
 
     # ---- networks
@@ -137,6 +144,8 @@ class PSpPretraining(Pretraining):
         self.__dict__["recogniser"] = load_identity(h.identity).to(self.run_device) if h.identity else None
         if h.trunk:
             take_trunk(self.encoder, load_arcface(locate(h.trunk, "identity")))
+        if h.start:
+            self.encoder.load_state_dict(load_psp(locate(h.start, "psp")).encoder.state_dict())
 
     # ---- training
 
@@ -149,12 +158,15 @@ class PSpPretraining(Pretraining):
         maps = self.draw_noise(count)
         w, image = self.draw(h.generated, [x[: h.generated] for x in maps])
         image = image if brought is None else torch.cat([image, brought])
-        found, terms = self.encode(image)
-        again = self.G(found, maps)
-        losses = terms | self.picture_terms(again, image)
+        codes, found, losses = self.encode(image)
+        weights = WEIGHTS | (h.weights or {})
+        if any(weights[name] for name in PICTURE):
+            losses |= self.picture_terms(self.G(found, maps), image)
         if h.generated:
             losses["codes"] = F.mse_loss(found[: h.generated], w)
-        self.optimize("network", self.total_loss(losses, WEIGHTS | (h.weights or {})))
+        if weights["latents"]:
+            losses["latents"] = self.latents_term(codes[h.generated :], batch)
+        self.optimize("network", self.total_loss(losses, weights))
 
     @torch.no_grad()
     def draw(self, count: int, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -175,8 +187,8 @@ class PSpPretraining(Pretraining):
             draw = torch.Generator(self.device).manual_seed(draw.initial_seed())
         return self.G.draw_noise(count, draw)
 
-    def encode(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """w+ of squares (B, 3, S, S), and the terms on their codes."""
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Codes and w+ (B, L, D) of squares (B, 3, S, S), and the terms on them."""
         h, seen = self.hparams, shrink(image, self.encoder.size)
         if h.variational:
             mean, log_variance = (x.float() for x in self.encoder.posterior(seen))
@@ -186,7 +198,16 @@ class PSpPretraining(Pretraining):
             codes = self.encoder(seen).float()
             terms = {"moments": moment_penalty(codes)} if h.space == "z_plus" else {}
         w = to_w_plus(codes, h.space, self.G, self.latent_avg)
-        return w, terms | {"w_norm": w_norm(w, self.latent_avg)}
+        return codes, w, terms | {"w_norm": w_norm(w, self.latent_avg)}
+
+    def latents_term(self, codes: Tensor, batch: dict[str, Any]) -> Tensor:
+        """Squared error of the first of `codes` (B, L, D) of the data's pictures against their latents (B, K)."""
+        if self.hparams.space != "z_plus" or "latents" not in batch:
+            raise UserError("the weight latents is for z_plus and data that bring latents, such as ScenePool's.")
+        latents = batch["latents"][: len(codes), None]
+        if latents.shape[2] > codes.shape[2]:
+            raise UserError(f"a picture has {latents.shape[2]} latents, codes have {codes.shape[2]} numbers.")
+        return F.mse_loss(codes[..., : latents.shape[2]], latents.expand(-1, codes.shape[1], -1))
 
     def picture_terms(self, image: Tensor, target: Tensor) -> dict[str, Tensor]:
         """What `image` lacks of `target`, both (B, 3, S, S)."""

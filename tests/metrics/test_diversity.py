@@ -107,6 +107,6 @@ def add_share(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_ranks_with_uneven_shares_find_the_same(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(add_share, (str(tmp_path),), nprocs=3)
+    torch.multiprocessing.start_processes(add_share, (str(tmp_path),), nprocs=3, start_method="forkserver")
     for rank in range(3):
         assert torch.load(tmp_path / f"{rank}.pt").item() == pytest.approx((2 + 0.4) / 2, abs=0.01)

@@ -148,7 +148,7 @@ def evaluate_share(rank: int, folder: str, networks: dict[str, str]) -> None:
 def test_two_processes_agree_with_one(tmp_path: Path, networks: dict[str, str]) -> None:
     together = torch.stack([pictures(18), pictures(18), pictures(18)])
     torch.save(together, tmp_path / "pictures.pt")
-    torch.multiprocessing.spawn(evaluate_share, (str(tmp_path), networks), nprocs=2)
+    torch.multiprocessing.start_processes(evaluate_share, (str(tmp_path), networks), 2, start_method="forkserver")
     evaluation = Evaluation(networks)
     evaluation.update(*together)
     values = evaluation.compute()

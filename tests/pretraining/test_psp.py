@@ -9,6 +9,7 @@ from torch import Tensor
 
 from callbacks import Export
 from datamodules import Pictures
+from datamodules.scene_pool import ScenePool
 from lightning_styles.errors import UserError
 from lightning_styles.losses.semantic import identity_distance
 from lightning_styles.models.stylegan2.mixing import truncate
@@ -18,6 +19,7 @@ from tests.micro import quiet_trainer
 from tests.micro_stylegan import LAYERS, SIZE, STYLE, make_stylegan, style_images, write_stylegan
 
 pytest_plugins = ["tests.micro_stylegan"]
+KNOWN = 5  # latents of a picture
 COUNTER = {"images": "scene:portrait/0-1", "resolution": SIZE, "batch_size": 2}
 
 
@@ -101,7 +103,8 @@ def test_codes_of_a_fresh_encoder_into_w_plus_are_about_the_mean(micro_stylegan:
     for head in method.encoder.styles:
         head.linear.weight.data.zero_()
         head.linear.bias.data.zero_()
-    w, terms = method.encode(torch.randn(2, 3, SIZE, SIZE))
+    codes, w, terms = method.encode(torch.randn(2, 3, SIZE, SIZE))
+    assert codes.abs().max() == 0
     torch.testing.assert_close(w, method.latent_avg.expand(2, LAYERS, -1))
     assert set(terms) == {"w_norm"}
     assert terms["w_norm"].item() == pytest.approx(0)
@@ -110,10 +113,11 @@ def test_codes_of_a_fresh_encoder_into_w_plus_are_about_the_mean(micro_stylegan:
 def test_the_variational_head_draws_in_training_and_not_after(micro_stylegan: Path) -> None:
     method = built(micro_stylegan, variational=True).eval()
     image = torch.randn(2, 3, SIZE, SIZE)
-    w, terms = method.encode(image)
+    codes, w, terms = method.encode(image)
     assert set(terms) == {"kl", "w_norm"}
     assert terms["kl"] == 0, "a fresh head is the prior"
     draw = method.randn_like(torch.empty(2, LAYERS, STYLE), "codes")
+    torch.testing.assert_close(codes, draw)
     torch.testing.assert_close(w, method.G.mapping(draw))
     expected = method.G(method.G.mapping(torch.zeros(2, LAYERS, STYLE))).clamp(-1, 1)
     torch.testing.assert_close(method.reconstruct(image), expected)
@@ -139,6 +143,37 @@ def test_an_encoder_overfits_a_few_pictures(micro_stylegan: Path, tmp_path: Path
     last = fit(tmp_path, Few(**(base | {"iterations": 90, "lr": 6e-3, "weights": weights} | settings)))
     for name in ("mse", "perceptual", "codes"):
         assert last[name] < 0.5 * first[name], (name, first, last)
+
+
+def test_latents_of_the_data_are_learnt_and_nothing_is_drawn(micro_stylegan: Path, tmp_path: Path) -> None:
+    class Same(ScenePool):
+        """The same pictures in each iteration, with no more latents than the micro StyleGAN2 has."""
+
+        def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+            self.kept = getattr(self, "kept", batch | {"latents": batch["latents"][:, :KNOWN]})
+            return self.kept
+
+    pool = {"kinds": {"portrait": 4}, "styles": {"photo": 1.0}, "size": SIZE, "batch_size": 2, "described": 3}
+    weights = {"mse": 0.0, "perceptual": 0.0, "identity": 0.0, "latents": 1.0}
+    settings = {"generated": 0, "weights": weights, "lr": 6e-3}
+    cache = str(tmp_path / "scenes")
+    first = fit(tmp_path, make(micro_stylegan, **settings, iterations=1), Same(**pool, cache=cache))
+    assert set(first) == {"moments", "w_norm", "latents", "total"}
+    method = make(micro_stylegan, **settings, iterations=60)
+    data = Same(**pool, cache=cache)
+    last = fit(tmp_path, method, data, callbacks=[Export(folder=str(tmp_path / "export"))])
+    assert last["latents"] < 0.5 * first["latents"]
+    with torch.no_grad():
+        found = method.encoder.train()(data.kept["image"])[..., :KNOWN]
+    known = data.kept["latents"][:2, None].expand_as(found)
+    torch.testing.assert_close((found - known).square().mean().item(), last["latents"], rtol=0.2, atol=0.02)
+    again = built(micro_stylegan, start=str(tmp_path / "export/psp.safetensors"))
+    for ours, theirs in zip(again.encoder.parameters(), method.encoder.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.half().float())
+    with pytest.raises(UserError, match="the weight latents is for z_plus and data that bring latents"):
+        fit(tmp_path, make(micro_stylegan, **settings), style_images())
+    with pytest.raises(UserError, match="a picture has 81 latents, codes have 16 numbers"):
+        fit(tmp_path, make(micro_stylegan, **settings), ScenePool(**pool, cache=cache))
 
 
 def test_only_the_encoder_is_trained_and_kept(micro_stylegan: Path, tmp_path: Path) -> None:

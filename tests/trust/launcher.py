@@ -19,7 +19,6 @@ from tests.trust.heavy import digest
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pytest", "lightning_styles.cli", "callbacks", "tests.trust.heavy"])
 LAST = "checkpoints/last.ckpt"
 
 
