@@ -25,7 +25,7 @@ from lightning_styles.errors import UserError
 from lightning_styles.files import check_writable, replacing
 from lightning_styles.parser import ConfigFile, StylesParser
 from lightning_styles.progress import IterationBar
-from lightning_styles.required_files import foreign_classes, missing_files
+from lightning_styles.required_files import foreign_classes, import_class, missing_files
 
 
 class StylesTrainer(Trainer):
@@ -162,12 +162,14 @@ class StylesCLI(LightningCLI):
         self.done = content.get("global_step", 0)
         before, now = runs.remembered(content, self.checkpoint), self.values
         classes = [(tree.get("model") or {}).get("class_path") for tree in (before, now)]
-        if classes[0] and classes[0] != classes[1]:
+        fit, other = self.config["subcommand"] == "fit", classes[0] and classes[0] != classes[1]
+        if other and (fit or classes[0] not in getattr(import_class(classes[1]), "reads", ())):
             raise UserError(f"{self.checkpoint} holds a {classes[0]}, the config asks for {classes[1]}.")
-        if self.config["subcommand"] != "fit":
+        if not fit:
             before = {key: before[key] for key in before if key == "model"}
         say(f"From {self.checkpoint}, {self.done} iterations done.")
-        say(*(f"  changed  {line}" for line in runs.differences(before, now)))
+        if not other:
+            say(*(f"  changed  {line}" for line in runs.differences(before, now)))
 
     def before_instantiate_classes(self) -> None:
         trainer = self.settings["trainer"]

@@ -42,6 +42,7 @@ class LayerSwap(EncodedFaces):
         seed: key of the random styles.
     """
 
+    reads = ("lightning_styles.methods.pseudo_paired_stylegan.PseudoPairedStyleGAN",)
     average: Generator
 
     def __init__(

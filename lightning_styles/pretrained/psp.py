@@ -80,7 +80,8 @@ def save_psp(path: Path, model: PSP, dtype: torch.dtype = torch.float16) -> None
     state = {f"encoder.{key}": tensor.detach().cpu() for key, tensor in model.encoder.state_dict().items()}
     if model.latent_avg is not None:
         state["latent_avg"] = model.latent_avg.detach().cpu()
-    tensors = {k: (t.to(dtype) if t.is_floating_point() else t).contiguous() for k, t in state.items()}
+    halved = {k for k, t in state.items() if t.is_floating_point() and ".running_" not in k}  # variances may be large
+    tensors = {k: (t.to(dtype) if k in halved else t).contiguous() for k, t in state.items()}
     metadata = {"arguments": json.dumps(model.encoder.arguments), "space": model.space}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)

@@ -1,6 +1,7 @@
 """Layer swap, JoJoGAN and Mind the Gap on a micro StyleGAN2: what is taken from whom, and what training moves."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from callbacks import Export
 from datamodules import Pictures
+from lightning_styles.__main__ import main
 from lightning_styles.alignment import align, face_quad, paste_back
 from lightning_styles.errors import UserError
 from lightning_styles.imaging import read_image
 from lightning_styles.methods.encoded_faces import EncodedFaces
+from lightning_styles.metrics.evaluation import Evaluation
 from lightning_styles.models.stylegan2.mixing import mix, resolution_of
 from lightning_styles.models.stylegan2.pairing import encode_w
 from lightning_styles.models.stylegan2.pnorm import pnorm_space, whiten
@@ -27,6 +31,7 @@ from tests.micro_osasis import MicroOSASIS
 from tests.micro_stylegan import LAYERS, SIZE, STYLE, make_method, make_psp, style_images, write_psp, write_stylegan
 
 pytest_plugins = ["tests.micro_stylegan", "tests.micro_osasis"]
+METRICS = {"perceptual": "tiny/perceptual"}
 
 
 def photos(**changes: Any) -> Pictures:
@@ -245,6 +250,51 @@ def test_a_checkpoint_of_the_finetuned_generator_is_a_target(micro_stylegan: Pat
         torch.testing.assert_close(image, by_file[name], rtol=0, atol=1e-6)
     with pytest.raises(UserError, match=r"set model\.target, or give --ckpt_path"):
         predict(make_swap(micro_stylegan, target=None), tmp_path)
+
+
+def test_a_row_of_a_comparison_swaps_layers_of_what_another_one_has_trained(
+    micro_stylegan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning_styles"])
+    method = make_method(micro_stylegan, lr=0.05, weights={"semantic": 0.0, "paired": 0.0}, metrics=METRICS)
+    styles = {"images": "scene:portrait/0-5", "style": "cartoon", "prompt": "cartoon", "resolution": SIZE}
+    experiment = {
+        "model": {"class_path": class_path(method), "init_args": dict(method.hparams)},
+        "data": {
+            "class_path": "datamodules.StyleImages",
+            "init_args": styles | {"batch_size": 4, "photos": "scene:portrait/0-2", "twin_style": "cartoon"},
+        },
+        "trainer": {"max_steps": 2, "accelerator": "cpu", "callbacks": [{"class_path": "callbacks.Checkpoints"}]},
+    }
+    swap = make_swap(micro_stylegan)
+    settings = {key: swap.hparams[key] for key in ("encoder", "swap", "low", "resolution")}
+    rows = {
+        "trained": {"fit": True},
+        "swapped": {"trained_by": "trained", "model": {"class_path": class_path(swap), "init_args": settings}},
+    }
+    for name, content in (("experiment", experiment), ("table", {"config": ["experiment.yaml"], "rows": rows})):
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    assert main(["compare", "table.yaml"]) == 0
+    whole, part = (row["metrics"] for row in json.loads(Path("runs/table/table.json").read_text())["rows"])
+    assert part["n"] == whole["n"] == 3
+    assert part["twin"] != pytest.approx(whole["twin"], rel=1e-3)
+
+    (checkpoint,) = Path("runs/table").rglob("last.ckpt")
+    by_run = predict(make_swap(micro_stylegan, target=None), tmp_path, ckpt=checkpoint)
+    evaluation = Evaluation(METRICS)
+    truth = torch.cat([batch["twin"] for batch in photos(twin_style="cartoon").predict_dataloader()])
+    evaluation.update(torch.stack(list(by_run.values())), pictures(), truth)
+    assert part["twin"] == pytest.approx(float(evaluation.compute()["twin"]), rel=1e-4)
+
+    experiment["model"] = {"class_path": class_path(swap), "init_args": dict(swap.hparams)}
+    Path("experiment.yaml").write_text(yaml.safe_dump(experiment), encoding="utf-8")
+    assert main(["fit", "--config", "experiment.yaml", "--ckpt_path", str(checkpoint)]) == 1
+    assert f"holds a {class_path(method)}, the config asks for {class_path(swap)}" in capsys.readouterr().err
+
+
+def class_path(method: StyleModule) -> str:
+    return f"{type(method).__module__}.{type(method).__qualname__}"
 
 
 # ---- Mind the Gap
