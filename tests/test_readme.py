@@ -59,6 +59,9 @@ def shortened(words: list[str]) -> list[str]:
         words = [*words, "--model.style_from", "0", "--model.steps", "2", "--model.strengths", "[1]"]
     if "configs/tiny/style_guidance.yaml" in words:
         words = [*words, "--model.steps", "2", "--model.strengths", "[1]"]
+    if "configs/tiny/pseudo_paired_stylegan.yaml" in words:
+        words = [*words, "--model.finetune_iterations", "1", "--model.pairs.steps", "1"]
+        words = [*words, "--vars.styles", "scene:portrait/0-7?seed=2"]
     more = ITERATIONS + 1 if "--ckpt_path" in words else ITERATIONS
     return [*words, "--trainer.max_steps", str(more), "--trainer.accelerator", "cpu"]
 
@@ -105,6 +108,7 @@ def test_commands_on_the_embedded_models_run(folder: Path, capsys: pytest.Captur
     assert Path("runs/tiny_style_lora/version_0/export/style_lora.safetensors").is_file()
     assert sorted(file.name for file in Path("out").glob("*.png")) == ["a.png", "b.png"]
     assert sorted(file.name for file in Path("out/osasis").glob("*.png")) == ["a.png", "b.png"]
+    assert sorted(file.name for file in Path("out/faces").glob("*.png")) == ["a.png", "b.png"]
     assert Path("runs/tiny_compare_sms/table.md").is_file()
 
 

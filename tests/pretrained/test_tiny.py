@@ -16,17 +16,20 @@ from lightning_styles.diffusion.respacing import (
     linear_betas,
 )
 from lightning_styles.diffusion.twin import twin_candidates
+from lightning_styles.models.stylegan2.pairing import encode_w
 from lightning_styles.pretrained import TINY, locate
 from lightning_styles.pretrained.clip import load_clip
 from lightning_styles.pretrained.diffae import frozen_diffae, load_guided_unet
 from lightning_styles.pretrained.networks import load_identity, load_perceptual
+from lightning_styles.pretrained.psp import load_psp
+from lightning_styles.pretrained.stylegan2 import load_stylegan2
 
 
 def test_the_card_lists_every_weight_file_with_its_hash() -> None:
     card = dict(re.findall(r"\| `([^`]+\.safetensors)` \| ([0-9a-f]{64}) \|", (TINY / "README.md").read_text()))
     files = {path.relative_to(TINY).as_posix(): path for path in TINY.rglob("*.safetensors")}
     assert card == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
-    assert sum(path.stat().st_size for path in TINY.rglob("*") if path.is_file()) < 60e6
+    assert sum(path.stat().st_size for path in TINY.rglob("*") if path.is_file()) < 75e6
 
 
 def test_a_plain_pipeline_loads_base_and_lora_and_the_lora_changes_the_picture() -> None:
@@ -135,3 +138,30 @@ def test_p2_makes_a_photo_of_a_cartoon() -> None:
         moved = clip.model.encode_image(twins) - clip.model.encode_image(cartoon)
     assert torch.cosine_similarity(moved, direction).min() > 0.3
     assert (twins - cartoon).abs().mean() < 0.3
+
+
+def test_stylegan2_draws_different_people_and_its_encoders_find_who_is_in_a_photo() -> None:
+    from datamodules import scenes
+
+    stylegan2 = load_stylegan2(locate("tiny/stylegan2", "stylegan2"))
+    assert stylegan2.discriminator is not None
+    G, mean = stylegan2.generator, stylegan2.latent_avg
+    photo = scenes.render(scenes.sample_scenes(1, range(16)), "photo", 64)
+    with torch.no_grad():
+        random = G(G.mapping(torch.randn(16, G.style_dim, generator=torch.Generator().manual_seed(0))))
+        believed = [stylegan2.discriminator(image).mean() for image in (photo, random)]
+    assert believed[0] > believed[1]
+    clip, perceptual = load_clip("tiny/clip"), load_perceptual("tiny/perceptual")
+    texts = clip.text(["a photo of a person", "a landscape photo", "pixel art of a cat"])
+    seen = torch.cosine_similarity(clip.model.encode_image(random)[:, None], texts[None], dim=-1)
+    assert (seen.argmax(1) == 0).float().mean() >= 0.75
+    assert perceptual(random, random.roll(1, 0)).mean() > 0.5 * perceptual(photo, photo.roll(1, 0)).mean()
+    for name in ("tiny/psp-z", "tiny/psp-w"):
+        encoder = load_psp(locate(name, "psp"))
+        with torch.no_grad():
+            back = G(encode_w(encoder, G, photo))
+            anyone = G(mean.expand(1, G.n_latent, -1)).expand_as(photo)
+        assert perceptual(back, photo).mean() < 0.6 * perceptual(anyone, photo).mean(), name
+        people = load_identity("tiny/identity")(torch.cat([back, photo]))
+        cosine = people[:16] @ people[16:].T
+        assert cosine.diagonal().mean() > cosine[~torch.eye(16, dtype=torch.bool)].mean() + 0.1, name
