@@ -146,8 +146,9 @@ def _measure_wave(rows: list[Row], checkpoints: list[str | None], processes: int
         yield from zip(rows, map(measure, rows, checkpoints), strict=True)
         return
     from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_start_method
 
-    with ProcessPoolExecutor(processes, _clean_processes(), _start_worker, (processes,)) as pool:
+    with ProcessPoolExecutor(processes, _clean_processes(), _start_worker, (processes, get_start_method())) as pool:
         yield from zip(rows, pool.map(measure, rows, checkpoints), strict=True)
 
 
@@ -160,14 +161,18 @@ def _clean_processes() -> "BaseContext":
     return context
 
 
-def _start_worker(processes: int) -> None:
-    """Take a share of the cores, and end when the comparison itself has been killed, whose rows nobody reads then."""
+def _start_worker(processes: int, method: str) -> None:
+    """Take a share of the cores, and end when the comparison itself has been killed, whose rows nobody reads then.
+
+    Data loaders start their own workers by `method`, as they do in a run that was started by hand.
+    """
     import os
     import threading
-    from multiprocessing import parent_process
+    from multiprocessing import parent_process, set_start_method
 
     import torch
 
+    set_start_method(method, force=True)
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     parent = parent_process()
     assert parent is not None

@@ -1,7 +1,6 @@
 """Two processes (DDP, gloo) for every method: equal parameters, mean gradients, own noise, exact resume."""
 
-import os
-import subprocess
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,21 +18,14 @@ from lightning_styles.module import StyleModule
 from lightning_styles.nonfinite import bad_tensors
 from lightning_styles.runs import read_checkpoint
 from tests.micro import Micro
-from tests.trust.launcher import FIT, LAST, command_line
+from tests.trust.launcher import CONTEXT, FIT, LAST, command_line
 from tests.trust.launcher import experiment as heavy
 from tests.trust.methods import METHODS, Method, differing, osasis_files, saved
-from tests.trust.two_processes import gradients_of
+from tests.trust.two_processes import every_method, gradients_of
 
 pytest_plugins = ["tests.micro"]
-ROOT = Path(__file__).resolve().parents[2]
 CASES = [name for name, case in METHODS.items() if not case.variant]
 Ranks = tuple[dict[str, Any], dict[str, Any]]
-
-
-def launch(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run Python in a new process."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run([sys.executable, *command], cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +35,15 @@ def out(micro: Micro, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert micro.lora
     assert micro.base_xl  # written once, not by both ranks at the same time
     osasis_files(micro)
-    done = launch(str(ROOT / "tests/trust/two_processes.py"), str(base), str(folder), cwd=folder)
-    assert done.returncode == 0, done.stderr[-3000:]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [CONTEXT.Process(target=every_method, args=(rank, port, base, folder)) for rank in (0, 1)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(600)
+    assert [process.exitcode for process in both] == [0, 0]
     return folder
 
 
@@ -207,9 +206,10 @@ def test_the_command_line_takes_two_devices_and_goes_on_with_one(
 ) -> None:
     config = experiment(micro, tmp_path, name, data)
     devices = ("--trainer.devices", "2", "--trainer.strategy", strategy)
-    done = launch("-m", "lightning_styles", "fit", "--config", config, *devices, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.splitlines()[0] == f"fit: {batch} x accumulate 1, iterations 0 to 4"
+    run = command_line(tmp_path, "fit", "--config", config, *devices, CUDA_VISIBLE_DEVICES="")
+    printed = run.communicate(timeout=600)[0]
+    assert run.returncode == 0, printed
+    assert f"fit: {batch} x accumulate 1, iterations 0 to 4" in printed.splitlines()
     checkpoint = read_checkpoint(tmp_path / f"runs/{name}/version_0/checkpoints/last.ckpt")
     assert (checkpoint["global_step"], checkpoint["lightning_styles"]["world_size"]) == (4, 2)
     assert bad_tensors(checkpoint["state_dict"]) == []

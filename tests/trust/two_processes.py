@@ -1,9 +1,10 @@
-"""What `test_processes` lets two processes do, with every method: `python tests/trust/two_processes.py MICRO OUT`.
+"""What `test_processes` lets two processes do, with every method.
 
 Each rank leaves OUT/<method>/rank<r>.pt behind, rank 0 the checkpoints too. One launch serves all methods.
 """
 
-import sys
+import os
+from multiprocessing import set_start_method
 from pathlib import Path
 
 import torch
@@ -49,8 +50,12 @@ def skip(out: Path) -> None:
     torch.save(record, out / f"rank{run.global_rank}.pt")
 
 
-if __name__ == "__main__":
-    micro, out = (Path(folder) for folder in sys.argv[1:])
+def every_method(rank: int, port: int, micro: Path, out: Path) -> None:
+    """The work of one of the two processes, which has been started for it."""
+    place = {"LOCAL_RANK": rank, "NODE_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()}
+    os.chdir(out)
+    set_start_method("fork", force=True)  # as in a process that was started by hand
     bases = Micro(micro)
     for name, case in METHODS.items():
         if not case.variant:
