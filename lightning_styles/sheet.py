@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lightning_styles.errors import UserError
 from lightning_styles.imaging import from_uint8
 
-LINE, GAP = 12, 2  # px: height of a line of text, white between pictures
+LINE, GAP, WIDE = 12, 2, 112  # px: height of a line of text, white between pictures, width that labels need
 
 Axis = tuple[str, Callable[[float], bool]]  # what values are allowed, in words and as a test
 
@@ -64,7 +64,9 @@ def labelled_row(columns: Mapping[str, Tensor]) -> Tensor:
 
 
 def labelled(picture: Tensor, *lines: str) -> Tensor:
-    """The picture (3, H, W) with two lines of text above it and a white border."""
+    """The picture (3, H, W) with two lines of text above it and a white border; small ones become whole times as large."""
+    times = -(-WIDE // picture.shape[-1])
+    picture = picture.repeat_interleave(times, -1).repeat_interleave(times, -2)
     label = Image.new("RGB", (picture.shape[-1], 2 * LINE), "white")
     for number, line in enumerate(lines):
         ImageDraw.Draw(label).text((1, number * LINE), line, fill="black")

@@ -26,6 +26,7 @@ from lightning_styles.required_files import missing_files
 from tests.methods.test_osasis import fit
 from tests.micro import quiet_trainer
 from tests.micro_osasis import SIZE, MicroOSASIS, make_osasis, samples
+from tests.sheets import cells
 
 pytest_plugins = ["tests.micro_osasis"]
 
@@ -179,15 +180,14 @@ def test_a_sheet_shows_every_t0_and_strength(
     writer = ImageWriter(str(tmp_path / "out"))
     sheets = predict(make_osasis(micro_osasis, grid=grid), tmp_path, run / "last.ckpt", [writer])
     assert calls == [2] * (5 + 8), "each t0 encodes once"
-    assert [sheet.shape for sheet in sheets] == [(3, 2 * (SIZE + 28), 4 * (SIZE + 4))] * 2
+    shown = [cells(sheet, 2, 4, SIZE) for sheet in sheets]
     for row, t0 in enumerate(grid["t0"]):
         for column, strength in enumerate(grid["lambda_spn"]):
             alone = predict(make_osasis(micro_osasis, t0=t0, lambda_spn=strength), tmp_path, run / "last.ckpt")
-            top, left = row * (SIZE + 28) + 26, (column + 1) * (SIZE + 4) + 2
-            for sheet, result in zip(sheets, alone, strict=True):
-                assert torch.equal(sheet[:, top : top + SIZE, left : left + SIZE], result)
+            for pictures, result in zip(shown, alone, strict=True):
+                assert torch.equal(pictures[row, column + 1], result)
     photo = Pictures(images="scene:portrait/0?seed=1", resolution=SIZE).pictures()[0]["image"]
-    assert torch.equal(sheets[0][:, 26 : 26 + SIZE, 2 : 2 + SIZE], photo)
+    assert torch.equal(shown[0][0, 0], photo)
     assert (sheets[0][:, :26] < 0).any(), "labels"
     names = [file.stem for file in find_images(tmp_path / "out")]
     assert all(name.endswith("_grid") for name in names)

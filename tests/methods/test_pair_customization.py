@@ -20,6 +20,7 @@ from lightning_styles.models.adapters import adapter_parameters, lora_layers, ro
 from lightning_styles.pretrained.stable_diffusion import load_stable_diffusion
 from lightning_styles.pretrained.style_lora import load_style_lora
 from tests.micro import Micro, quiet_trainer
+from tests.sheets import cells
 
 pytest_plugins = ["tests.micro"]
 DRAWING: dict[str, Any] = {"iterations": 3, "style_phrase": "cartoon style", "size": 32, "steps": 3, "guidance": 2.0}
@@ -198,12 +199,11 @@ def test_prompts_are_drawn_at_every_strength(
     run = fit(method, tmp_path)
     (batch, *others) = run.predict(method, datamodule=pairs(eval_batch_size=2))  # type: ignore[misc]
     assert not others
-    columns = [image.unflatten(-1, (4, 36)) for image in batch["image"]]  # type: ignore[index] - base, 0, 2, twin
-    for base, zero, two, twin in (column.unbind(-2) for column in columns):
-        below = (slice(None), slice(26, 58), slice(2, 34))  # the label
-        assert torch.equal(base[below], zero[below])
-        assert (base[below] - two[below]).abs().max() > 1e-4
-        assert len(twin[below].flatten(1).unique(dim=1).T) <= 8, "posterized"
+    for image in batch["image"]:  # type: ignore[index]
+        base, zero, two, twin = cells(image, 1, 4, 32)[0]
+        assert torch.equal(base, zero)
+        assert (base - two).abs().max() > 1e-4
+        assert len(twin.flatten(1).unique(dim=1).T) <= 8, "posterized"
     alone = pairs(prompts=["a photo of a man"])
     (measured,) = run.test(method, datamodule=alone, verbose=False)
     assert measured["test/content@0"] == pytest.approx(0, abs=1e-7)
@@ -228,7 +228,7 @@ def test_photos_are_inverted_and_drawn_again(micro: Micro, tmp_path: Path) -> No
     photos = {"prompts": None, "photos": "scene:portrait/7", "photo_caption": "a photo of a man"}
     run = fit(method, tmp_path, **photos)
     (batch,) = run.predict(method, datamodule=pairs(**photos))  # type: ignore[misc]
-    photo, plain, styled = (x[:, 26:58, 2:34] for x in batch["image"][0].chunk(3, dim=-1))  # type: ignore[index]
+    photo, plain, styled = cells(batch["image"][0], 1, 3, 32)[0]  # type: ignore[index]
     assert (plain - styled).abs().max() > 1e-3
     drawn = next(iter(pairs(**photos).new.reader.read([0])))["image"]  # type: ignore[union-attr]
     torch.testing.assert_close(photo, drawn, rtol=0, atol=1e-6)

@@ -23,6 +23,7 @@ from lightning_styles.pretrained.psp import load_psp
 from tests.methods.test_stylegan_baselines import photo_with_face, photos, pictures, predict
 from tests.micro import quiet_trainer
 from tests.micro_stylegan import LAYERS, SIZE, STYLE, make_method, make_stylegan, shaken, style_images
+from tests.sheets import cells
 
 pytest_plugins = ["tests.micro_stylegan"]
 
@@ -78,11 +79,10 @@ def test_samples_are_one_labelled_picture(micro_stylegan: Path, tmp_path: Path) 
     first = predict(make(micro_stylegan, **settings), tmp_path)
     rows = predict(make(micro_stylegan, samples=3, **settings), tmp_path)
     for photo, (name, row) in zip(pictures(), rows.items(), strict=True):
-        assert row.shape == (3, SIZE + 28, 4 * (SIZE + 4))
-        cells = [cell[:, 26:-2, 2:-2] for cell in row.chunk(4, dim=-1)]
-        torch.testing.assert_close(cells[0], photo)
-        torch.testing.assert_close(cells[1], first[name], rtol=1e-4, atol=1e-4)
-        assert min((cells[i] - cells[j]).abs().mean() for i, j in ((1, 2), (1, 3), (2, 3))) > 1e-3
+        (shown,) = cells(row, 1, 4, SIZE)
+        torch.testing.assert_close(shown[0], photo)
+        torch.testing.assert_close(shown[1], first[name], rtol=1e-4, atol=1e-4)
+        assert min((shown[i] - shown[j]).abs().mean() for i, j in ((1, 2), (1, 3), (2, 3))) > 1e-3
 
 
 def test_layers_are_shown_side_by_side_or_above_samples(micro_stylegan: Path, tmp_path: Path) -> None:
@@ -91,12 +91,11 @@ def test_layers_are_shown_side_by_side_or_above_samples(micro_stylegan: Path, tm
     row = predict(make(micro_stylegan, **settings), tmp_path)
     sheet = predict(make(micro_stylegan, samples=2, **settings), tmp_path)
     for photo, name in zip(pictures(), row, strict=True):
-        cells = [cell[:, 26:-2, 2:-2] for cell in row[name].chunk(3, dim=-1)]
-        for cell, expected in zip(cells, (photo, each[0][name], each[1][name]), strict=True):
+        (shown,) = cells(row[name], 1, 3, SIZE)
+        for cell, expected in zip(shown, (photo, each[0][name], each[1][name]), strict=True):
             torch.testing.assert_close(cell, expected, rtol=1e-4, atol=1e-4)
-        assert sheet[name].shape == (3, 2 * (SIZE + 28), 3 * (SIZE + 4))
-        for line, expected in zip(sheet[name].chunk(2, dim=-2), each, strict=True):
-            torch.testing.assert_close(line.chunk(3, dim=-1)[1][:, 26:-2, 2:-2], expected[name], rtol=1e-4, atol=1e-4)
+        for line, expected in zip(cells(sheet[name], 2, 3, SIZE), each, strict=True):
+            torch.testing.assert_close(line[1], expected[name], rtol=1e-4, atol=1e-4)
 
 
 def test_a_reference_gives_its_styles_and_is_sought_once(
