@@ -161,10 +161,11 @@ class StylesCLI(LightningCLI):
         content = runs.read_checkpoint(self.checkpoint)
         self.done = content.get("global_step", 0)
         before, now = runs.remembered(content, self.checkpoint), self.values
-        classes = [(tree.get("model") or {}).get("class_path") for tree in (before, now)]
-        fit, other = self.config["subcommand"] == "fit", classes[0] and classes[0] != classes[1]
-        if other and (fit or classes[0] not in getattr(import_class(classes[1]), "reads", ())):
-            raise UserError(f"{self.checkpoint} holds a {classes[0]}, the config asks for {classes[1]}.")
+        held, asked = ((tree.get("model") or {}).get("class_path") for tree in (before, now))
+        fit, other = self.config["subcommand"] == "fit", held and held != asked
+        others = () if fit or not asked else getattr(import_class(asked), "reads", ())
+        if other and held not in others:
+            raise UserError(f"{self.checkpoint} holds a {held}, the config asks for {asked}.")
         if not fit:
             before = {key: before[key] for key in before if key == "model"}
         say(f"From {self.checkpoint}, {self.done} iterations done.")

@@ -133,8 +133,8 @@ class PSpPretraining(Pretraining):
         arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
         self.encoder = GradualStyleEncoder(self.G.n_latent, self.G.style_dim, variational=h.variational, **arguments)
         if (h.weights or {}).get("latents"):  # random codes would first be shrunk to nothing, and the trunk with them
-            for head in self.encoder.styles:
-                head.linear.weight.data.mul_(1e-2)
+            for head in self.encoder.styles.children():
+                head.get_submodule("linear").get_parameter("weight").data.mul_(1e-2)
         if self._trainer is not None and self.trainer.state.fn == "fit":
             self._load_judges()
 
