@@ -64,7 +64,7 @@ def labelled_row(columns: Mapping[str, Tensor]) -> Tensor:
 
 
 def labelled(picture: Tensor, *lines: str) -> Tensor:
-    """The picture (3, H, W) with two lines of text above it and a white border; small ones become whole times as large."""
+    """The picture (3, H, W), some whole times as large if small, with two lines of text above it and a white border."""
     times = -(-WIDE // picture.shape[-1])
     picture = picture.repeat_interleave(times, -1).repeat_interleave(times, -2)
     label = Image.new("RGB", (picture.shape[-1], 2 * LINE), "white")
