@@ -93,6 +93,10 @@ def test_own_files_are_half_as_large_and_say_what_they_are(tmp_path: Path, monke
     assert same(found.encoder, encoder.half().float())
     assert (found.space, found.encoder.arguments) == ("z_plus", encoder.arguments)
     assert torch.equal(found.latent_avg, torch.ones(6, 24))
+    (variance, *_) = (x for name, x in encoder.float().named_buffers() if name.endswith("running_var"))
+    variance.fill_(1e6)  # more than half precision can hold
+    save_psp(tmp_path / "large.safetensors", PSP(encoder, "z_plus"))
+    assert same(load_psp(tmp_path / "large.safetensors").encoder, encoder)
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(1)}, tmp_path / "b.safetensors")
