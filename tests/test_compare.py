@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from multiprocessing import get_start_method
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from lightning_styles.parser import find_config
 from tests.toys import ToyStyle
 from tests.trust.launcher import Launch
 
-ROOT = Path(__file__).resolve().parent.parent
 BASE: dict[str, Any] = {
     "model": {"class_path": "tests.test_compare.Scored", "init_args": {"learning_rate": 0.5}},
     "data": {"class_path": "tests.toys.ToyData"},
@@ -284,11 +284,24 @@ def test_a_row_that_is_no_config_is_named_before_the_others_run(capsys: pytest.C
     assert runs() == [0.5]
 
 
+class Starting(Scored):
+    """Leaves behind how its process would start others."""
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        super().test_step(batch, batch_idx)
+        Path(f"method_{os.getpid()}.txt").write_text(get_start_method(), encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_rows_in_two_processes() -> None:
+    base = BASE | {"model": {"class_path": "tests.test_compare.Starting", "init_args": {"learning_rate": 0.5}}}
+    write("toy.yaml", base)
     assert main(["compare", "table.yaml", "--rows", "a,b", "--processes", "2"]) == 0
     table = json.loads(Path("runs/table/table.json").read_text())["rows"]
     assert [row["metrics"]["score"] for row in table] == [0.5, 0.25]
+    methods = {int(path.stem.removeprefix("method_")): path.read_text() for path in Path().glob("method_*.txt")}
+    assert os.getpid() not in methods
+    assert set(methods.values()) == {get_start_method()}, "data loaders start their workers as in a plain run"
 
 
 @pytest.mark.parametrize(

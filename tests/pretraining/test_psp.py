@@ -167,6 +167,8 @@ def test_latents_of_the_data_are_learnt_and_nothing_is_drawn(micro_stylegan: Pat
         found = method.encoder.train()(data.kept["image"])[..., :KNOWN]
     known = data.kept["latents"][:2, None].expand_as(found)
     torch.testing.assert_close((found - known).square().mean().item(), last["latents"], rtol=0.2, atol=0.02)
+    fresh = [built(micro_stylegan, weights=w).encoder(torch.randn(2, 3, SIZE, SIZE)).std() for w in (weights, None)]
+    assert fresh[0] < 0.05 * fresh[1], "it begins at the mean of the latents"
     again = built(micro_stylegan, start=str(tmp_path / "export/psp.safetensors"))
     for ours, theirs in zip(again.encoder.parameters(), method.encoder.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs.half().float())
