@@ -18,7 +18,7 @@ from lightning_styles.errors import UserError
 from lightning_styles.losses.gan import discriminator_loss, lazy_adam, path_lengths, path_penalty, r1_penalty
 from lightning_styles.methods.encoded_faces import EncodedFaces
 from lightning_styles.models.augmentation import Augmentation
-from lightning_styles.models.stylegan2.layers import full_precision
+from lightning_styles.models.stylegan2.layers import NoiseInjection, full_precision
 from lightning_styles.pretrained import locate
 from lightning_styles.pretrained.stylegan2 import (
     DRAWS,
@@ -59,6 +59,9 @@ class FinetunedStyleGAN(EncodedFaces):
         for layer in layers[: h.freeze_d]:
             layer.requires_grad_(False)
         self.styled.style.requires_grad_(not h.freeze_mapping)
+        for module in self.styled.modules():
+            if isinstance(module, NoiseInjection):
+                module.requires_grad_(not h.freeze_noise)
         self.augmentation = Augmentation(
             h.augment, h.policies or ["translation", "cutout"], h.ada_start, h.ada_target, h.ada_ramp
         )

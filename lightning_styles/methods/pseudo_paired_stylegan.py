@@ -66,6 +66,8 @@ class PseudoPairedStyleGAN(StylizedFaces):
         mixing: probability that the batch has two styles each, one above the other.
         z_plus: part of the pictures whose L styles are drawn apart, as those of encoded photographs are.
         freeze_mapping: keep the mapping network of G, so that G and G' share w.
+        freeze_noise: keep the strengths of the noise in G. Where G hardly uses its noise, a short finetuning would
+            draw with it what styles should draw.
         freeze_d: layers of the discriminator, from RGB on, that stay as they are (FreezeD, arXiv 2002.10964).
         augment: "ada", "diffaugment" or "none".
         policies: of DiffAugment.
@@ -123,6 +125,7 @@ class PseudoPairedStyleGAN(StylizedFaces):
         mixing: float = 0.9,
         z_plus: float = 0.5,
         freeze_mapping: bool = True,
+        freeze_noise: bool = False,
         freeze_d: int = 0,
         augment: Augment = "ada",
         policies: list[str] | None = None,

@@ -26,8 +26,8 @@ from lightning_styles.progress import IterationBar
 ENLARGED = 4  # times, at most, is a style picture enlarged
 EVERY = 100  # iterations between checkpoints of G*
 TRAINING = (
-    "lr", "r1", "r1_every", "path", "path_every", "mixing", "z_plus", "freeze_mapping", "freeze_d", "augment",
-    "policies", "ada_start", "ada_target", "ada_ramp", "ema", "finetune_iterations", "seed",
+    "lr", "r1", "r1_every", "path", "path_every", "mixing", "z_plus", "freeze_mapping", "freeze_noise", "freeze_d",
+    "augment", "policies", "ada_start", "ada_target", "ada_ramp", "ema", "finetune_iterations", "seed",
 )  # fmt: skip
 
 

@@ -111,6 +111,16 @@ def test_the_mapping_is_trained_if_asked(micro_stylegan: Path, tmp_path: Path) -
     assert {key for key in before if key.startswith("style.")} <= moved(before, method.styled)
 
 
+def test_the_strengths_of_the_noise_stay_if_asked(micro_stylegan: Path, tmp_path: Path) -> None:
+    method = make_method(micro_stylegan, freeze_noise=True, path=2.0, **PLAIN)
+    method.configure_model()
+    before = state(method.styled)
+    fit(tmp_path, method, 2)
+    changed = moved(before, method.styled)
+    assert {key for key in before if key.endswith("activate.bias")} <= changed
+    assert not any(key.endswith("noise.weight") for key in changed)
+
+
 def test_the_average_follows(micro_stylegan: Path, tmp_path: Path) -> None:
     method = make_method(micro_stylegan, ema=0.75, iterations=1, **PLAIN)
     method.configure_model()
