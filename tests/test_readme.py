@@ -53,8 +53,11 @@ def shortened(words: list[str]) -> list[str]:
         return words
     if words[0] == "compare":
         words = [*words, "--rows", "nothing,sms"]  # the last one counts
+    if "configs/tiny/style_lora.yaml" in words:
+        words = [*words, "--data.images", "scene:portrait/0-15", "--model.steps", "2"]
     if "configs/tiny/osasis.yaml" in words:
         words = [*words, "--model.candidates", "2", "--data.pool", "4", "--vars.photos", '["scene:portrait/0?seed=1"]']
+        words = [*words, "--model.steps", "{encode: 4, decode: 4}", "--model.predict_steps", "{encode: 4, decode: 4}"]
     if "configs/tiny/pair_customization.yaml" in words:
         words = [*words, "--model.style_from", "0", "--model.steps", "2", "--model.strengths", "[1]"]
     if "configs/tiny/style_guidance.yaml" in words:

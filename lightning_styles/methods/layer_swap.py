@@ -1,4 +1,4 @@
-"""Layer swap between a generator and its finetuned copy: of weights (Toonify) or of maps (UI2I), arXiv 2010.05334."""
+"""Layer swap of a generator and its finetuned copy: weights (Toonify, arXiv 2010.05334) or maps (UI2I, 2010.05713)."""
 
 import copy
 from functools import cached_property

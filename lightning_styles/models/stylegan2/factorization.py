@@ -1,4 +1,4 @@
-"""V space: coordinates of w along the directions that a generator's layers react to most (UI2I, arXiv 2010.05334;
+"""V space: coordinates of w along the directions that a generator's layers react to most (UI2I, arXiv 2010.05713;
 SeFa, arXiv 2007.06600).
 
 Notation: B batch, D length of a style.

@@ -81,7 +81,7 @@ def interpolate(a: Mapping[str, Tensor], b: Mapping[str, Tensor], factor: float)
 def swap_features(
     source: Generator, target: Generator, content: Tensor, style: Tensor, index: int, noise: Sequence[Tensor] | None
 ) -> Tensor:
-    """Layer swap of UI2I (arXiv 2010.05334): `source` draws the maps up to a block, `target` the rest.
+    """Layer swap of UI2I (arXiv 2010.05713): `source` draws the maps up to a block, `target` the rest.
 
     The colours of lower resolutions stay those of `target`, which draws them with its own maps.
 

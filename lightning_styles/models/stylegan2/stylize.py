@@ -100,7 +100,7 @@ def invert_reference(
     mean: Tensor | None = None,
     seed: int = 0,
 ) -> Inverted:
-    """Coordinates (B, D) in V space of reference pictures (UI2I, arXiv 2010.05334): one style for all layers.
+    """Coordinates (B, D) in V space of reference pictures (UI2I, arXiv 2010.05713): one style for all layers.
 
     Args:
         generator: the finetuned one, whose pictures look like the references.
