@@ -1,6 +1,7 @@
 """What fit needs before it can begin: style pictures that fit, G* trained without constraints, and the pseudo pairs."""
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,7 @@ class Preparation:
         begun = max(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime, default=None)
         trainer.fit(plain, datamodule=data, ckpt_path=begun, weights_only=True)
         save_stylegan2(path, StyleGAN2(plain.average, plain.mean))
-        for file in folder.glob("*.ckpt"):
-            file.unlink()
+        shutil.rmtree(folder)
 
     def _trainer(self, folder: Path) -> L.Trainer:
         """A trainer of the same device and precision that keeps to itself."""
