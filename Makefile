@@ -28,7 +28,7 @@ demo: install
 # One process a core and one thread a process: the tests are many and small.
 test: export OMP_NUM_THREADS = 1
 test: install
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Apart from the others: they wait for real time limits, and a busy machine misses them.
 test-slurm: install

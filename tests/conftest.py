@@ -23,6 +23,11 @@ from tests.offline.sitecustomize import attempts
 set_forkserver_preload(["pytest", "lightning_styles.cli", "callbacks", "tests.trust.heavy"])
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of whole runs and processes come first: what is left at the end is short, and all workers end together."""
+    items.sort(key=lambda item: not (item.path.parent.name == "trust" or item.path.name == "test_readme.py"))
+
+
 @pytest.fixture(autouse=True)
 def no_network() -> Iterator[None]:
     """No test tries to leave this machine, not even in vain and unnoticed."""

@@ -143,7 +143,7 @@ class Preparation:
         begun = max(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime, default=None)
         trainer.fit(plain, datamodule=data, ckpt_path=begun, weights_only=True)
         save_stylegan2(path, StyleGAN2(plain.average, plain.mean))
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
     def _trainer(self, folder: Path) -> L.Trainer:
         """A trainer of the same device and precision that keeps to itself."""

@@ -71,7 +71,7 @@ def make_style_lora(micro: Micro, **changes: Any) -> StyleLoRA:
     """StyleLoRA with captions that are dropped now and then."""
     settings: dict[str, Any] = {
         "base": micro.base, "iterations": ITERATIONS, "rank": 4, "alpha": 2.0, "lr": 0.05, "caption_dropout": 0.5,
-        "preview_prompts": ["a photo of a woman"], "size": 32,
+        "preview_prompts": ["a photo of a woman"], "size": 32, "steps": 2,
     }  # fmt: skip
     return StyleLoRA(**(settings | changes))
 
