@@ -34,7 +34,11 @@ class Interrupted(SystemExit):
 
     def __reduce__(self) -> tuple[type["Interrupted"], tuple[int, int, Path | None]]:
         """Whole across processes: `compare --processes` hears of it from a worker."""
-        return Interrupted, (self.signal, self.iterations, self.checkpoint)
+        return type(self), (self.signal, self.iterations, self.checkpoint)
+
+
+class InterruptedPreparation(Interrupted):
+    """Ends a run before its first iteration: what was prepared is kept, and the same command goes on from there."""
 
 
 class Interruption(Checkpoint):
@@ -113,6 +117,38 @@ class Interruption(Checkpoint):
             return self.received
         received = torch.tensor(self.received, device=trainer.strategy.root_device)
         return int(trainer.strategy.reduce(received, reduce_op="max"))
+
+
+def end_preparation_if_asked(trainer: L.Trainer | None) -> None:
+    """End the run of `trainer`, which is preparing what its first iteration needs, if a signal asked for that.
+
+    Raises:
+        InterruptedPreparation: it did.
+    """
+    callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, Interruption) and callback.received:
+            raise InterruptedPreparation(callback.received, trainer.global_step, None)  # type: ignore[union-attr]
+
+
+class EndsWithRun(L.Callback):
+    """Ends a training that is part of the preparation of another run, after saving, if a signal asked that to end.
+
+    Args:
+        run: the trainer of the other run, if there is one.
+    """
+
+    def __init__(self, run: L.Trainer | None) -> None:
+        self.run = run
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        try:
+            end_preparation_if_asked(self.run)
+        except InterruptedPreparation:
+            save_last(trainer)
+            raise
 
 
 def without_lightnings_handlers(trainer: L.Trainer) -> None:

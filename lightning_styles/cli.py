@@ -16,7 +16,12 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvi
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks.checkpoints import Checkpoints
-from callbacks.interruption import Interrupted, Interruption, without_lightnings_handlers
+from callbacks.interruption import (
+    Interrupted,
+    InterruptedPreparation,
+    Interruption,
+    without_lightnings_handlers,
+)
 from lightning_styles import runs
 from lightning_styles.checkpoint_io import WholeFiles
 from lightning_styles.console import readable, say
@@ -268,6 +273,9 @@ class StylesCLI(LightningCLI):
 
     def interrupted_lines(self, stop: Interrupted) -> list[str]:
         """Where an interrupted run is saved and how it goes on."""
+        if isinstance(stop, InterruptedPreparation):
+            again = shlex.join(["python", "-m", "lightning_styles", *self.arguments])
+            return [f"Interrupted by {stop.signal.name} while preparing; what is made is kept.", f"Go on: {again}"]
         first = f"Interrupted by {stop.signal.name} after iteration {stop.iterations} of {self.trainer.max_steps}"
         if stop.checkpoint is None:
             return [f"{first}; nothing is saved, because no callback saves checkpoints."]

@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_styles.alignment import Face, align, find_face, landmarks_beside, paste_back, rescaled
 from lightning_styles.errors import UserError
 from lightning_styles.imaging import image_size, read_image
+from lightning_styles.models.psp import Space
 from lightning_styles.models.stylegan2 import Generator
 from lightning_styles.models.stylegan2.pairing import encode_w
 from lightning_styles.module import StyleModule
@@ -41,6 +42,25 @@ def put_back(squares: Tensor, faces: list[Face], photos: Tensor) -> list[Tensor]
     """Results (B, 3, S, S) in the photos where their faces were cut out; those of aligned pictures as they are."""
     trios = zip(squares, faces, photos, strict=True)
     return [square if face.quad is None else paste_back(photo, square, face.quad) for square, face, photo in trios]
+
+
+def load_encoder(name: str, space: Space | None, generator: Generator, source: str, device: torch.device) -> PSP:
+    """The encoder `name` for `generator`, which messages call `source`.
+
+    Raises:
+        UserError: it is made for another generator.
+    """
+    model = load_psp(locate(name, "psp"), space)
+    made = tuple(model.encoder.arguments[key] for key in ("n_styles", "style_dim"))
+    if made != (generator.n_latent, generator.style_dim):
+        raise UserError(
+            f"{name} encodes for another generator: {source} has {generator.n_latent} styles of length "
+            f"{generator.style_dim}; give the encoder that was trained with it."
+        )
+    model.encoder.to(device)
+    if model.latent_avg is not None:
+        model.latent_avg = model.latent_avg.to(device)
+    return model
 
 
 class EncodedFaces(StyleModule):
@@ -89,17 +109,8 @@ class EncodedFaces(StyleModule):
             h, setting = self.hparams, self.content
             if h[setting] is None:
                 raise UserError(f"photos need an encoder of the source generator: set model.{setting}.")
-            model = load_psp(locate(h[setting], "psp"), h.get(f"{setting}_space"))
-            made, needed = (model.encoder.arguments[key] for key in ("n_styles", "style_dim")), self.source
-            if tuple(made) != (needed.n_latent, needed.style_dim):
-                raise UserError(
-                    f"{h[setting]} encodes for another generator: {h.source} has "
-                    f"{needed.n_latent} styles of length {needed.style_dim}; give the encoder that was trained with it."
-                )
-            model.encoder.to(self.device)
-            if model.latent_avg is not None:
-                model.latent_avg = model.latent_avg.to(self.device)
-            self.__dict__["_encoder"] = model
+            space = h.get(f"{setting}_space")
+            self.__dict__["_encoder"] = load_encoder(h[setting], space, self.source, h.source, self.device)
         return self.__dict__["_encoder"]
 
     @torch.no_grad()
@@ -129,6 +140,13 @@ class EncodedFaces(StyleModule):
             return None
         images = self.images(batch, faces_of(batch, self.trainer, self.source.size))
         return {"image": images, "name": batch["name"], "settings": dict(self.hparams)}
+
+    def on_test_epoch_start(self) -> None:
+        """Results are compared with the style pictures of the data, if there are any."""
+        super().on_test_epoch_start()
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.evaluation and hasattr(data, "squares"):
+            self.evaluation.set_style_images(torch.stack(list(data.squares().values())))
 
     def images(self, batch: dict[str, Any], faces: list[Face]) -> list[Tensor]:
         """What `predict` returns of the faces of a batch."""

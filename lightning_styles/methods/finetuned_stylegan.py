@@ -52,16 +52,22 @@ class FinetunedStyleGAN(EncodedFaces):
         if h.discriminator:
             model.discriminator = load_discriminator(locate(h.discriminator, "stylegan2"))
         assert model.discriminator is not None
+        if model.discriminator.size != model.generator.size:
+            raise UserError(
+                f"discriminator {h.discriminator} judges {model.discriminator.size} px, {h.source} draws "
+                f"{model.generator.size} px; give the one that was trained with it."
+            )
         self.discriminator = model.discriminator.requires_grad_(True)
         layers = self.discriminator.layers()
         if h.freeze_d >= len(layers):
             raise UserError(f"freeze_d is {h.freeze_d}; the discriminator has {len(layers)} layers, freeze fewer.")
         for layer in layers[: h.freeze_d]:
             layer.requires_grad_(False)
-        self.styled.style.requires_grad_(not h.freeze_mapping)
-        for module in self.styled.modules():
-            if isinstance(module, NoiseInjection):
-                module.requires_grad_(not h.freeze_noise)
+        for part, original in zip(self.styled.modules(), model.generator.modules(), strict=True):
+            noise_of_layer = isinstance(part, NoiseInjection)
+            if (noise_of_layer and h.freeze_noise) or (part is self.styled.style and h.freeze_mapping):
+                part.load_state_dict(original.state_dict())  # G's own, not those of its training copy
+                part.requires_grad_(False)
         self.augmentation = Augmentation(
             h.augment, h.policies or ["translation", "cutout"], h.ada_start, h.ada_target, h.ada_ramp
         )

@@ -22,6 +22,7 @@ from lightning_styles.methods.stylized_faces import StylizedFaces
 from lightning_styles.metrics.perceptual import load_distance
 from lightning_styles.metrics.semantic import SemanticDistance
 from lightning_styles.models.augmentation import Kind as Augment
+from lightning_styles.models.diff_augment import POLICIES
 from lightning_styles.models.psp import Space
 from lightning_styles.models.stylegan2.layers import full_precision
 from lightning_styles.models.stylegan2.mixing import truncate
@@ -149,6 +150,7 @@ class PseudoPairedStyleGAN(StylizedFaces):
     ) -> None:
         super().__init__(iterations=iterations, seed=seed, metrics=metrics)
         check_keys("weights", weights or {}, TERMS)
+        check_keys("policies", policies or [], POLICIES)
         self.terms = TERMS | (weights or {})
         at_least(1, r1_every=r1_every, path_every=path_every, pair_batch=pair_batch, ada_ramp=ada_ramp)
         at_least(1, finetune_iterations=finetune_iterations)
@@ -162,6 +164,8 @@ class PseudoPairedStyleGAN(StylizedFaces):
             raise UserError("the semantic and the paired term need a judge: set model.lpips or model.perceptual.")
         if self.terms["paired"] and encoder is None:
             raise UserError("the paired term needs model.encoder, an encoder into Z+; or set its weight to 0.")
+        if level == 3 and refiner is None:
+            raise UserError("level is 3, but without model.refiner, an encoder into W+, there are 2.")
         self.pair_settings = PairSettings.of(pairs or {})
         self.save_hyperparameters()
         self.check_mode()
@@ -266,14 +270,9 @@ class PseudoPairedStyleGAN(StylizedFaces):
     def on_test_epoch_start(self) -> None:
         super().on_test_epoch_start()
         h = self.hparams
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not self.evaluation:
-            return
-        if h.style_images:
+        if h.style_images and self.evaluation:
             files = find_images(existing(h.style_images))
             self.evaluation.set_style_images(torch.cat([open_square(f, self.source.size, "crop") for f in files]))
-        elif hasattr(data, "squares"):
-            self.evaluation.set_style_images(torch.stack(list(data.squares().values())))
 
     def _log_evaluation(self, stage: str) -> None:
         super()._log_evaluation(stage)

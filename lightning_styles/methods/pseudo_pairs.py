@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lightning_styles import noise
 from lightning_styles.console import say
-from lightning_styles.errors import UserError
 from lightning_styles.files import replacing
 from lightning_styles.imaging import read_image, save_png
 from lightning_styles.losses.semantic import Judge, shrink
@@ -46,7 +45,7 @@ class Pairs:
 
     Attributes:
         w: (N, L, D), codes of the chosen level.
-        style: (N, 3, H, W).
+        style: (N, 3, H, W), as large as they are compared: up to 256 px.
         level: (N,), 1 to 3.
     """
 
@@ -75,7 +74,12 @@ class PairFiles:
     seed: int
 
     def find(
-        self, styles: Sequence[Style], load: Callable[[], PairNetworks], device: torch.device, level: int | None
+        self,
+        styles: Sequence[Style],
+        load: Callable[[], PairNetworks],
+        device: torch.device,
+        level: int | None,
+        after_batch: Callable[[], None],
     ) -> Pairs:
         """The pairs, of which those that are missing are made now, on `device`.
 
@@ -84,22 +88,18 @@ class PairFiles:
             load: loads the networks, only called if something is missing.
             device: where to compute.
             level: 1, 2, 3, or None: for each picture the one whose photographs score best.
+            after_batch: called after each batch of new pairs is written.
 
-        Raises:
-            UserError: the level does not exist without a refiner.
         """
         missing = [style for style in styles if not self.file(style).exists()]
         if missing:
-            self._make(missing, load(), device)
+            self._make(missing, load(), device, after_batch)
             self._write_sheet(styles)
         found = [read_safetensors(self.file(style))[0] for style in styles]
-        count = len(found[0]["w"])
-        if level is not None and level > count:
-            raise UserError(f"level is {level}, but without model.refiner, an encoder into W+, there are {count}.")
         scores = torch.stack([pair["perceptual"] + pair["identity"] for pair in found])
         chosen = best_levels(scores) if level is None else torch.full((len(styles),), level - 1)
         w = torch.stack([pair["w"][index] for pair, index in zip(found, chosen.tolist(), strict=True)])
-        return Pairs(w, torch.stack([style.image for style in styles]), chosen + 1)
+        return Pairs(w, torch.cat([shrink(style.image[None]) for style in styles]), chosen + 1)
 
     def file(self, style: Style) -> Path:
         """The file of one picture, named by all that it depends on but the batch that it is made in."""
@@ -112,7 +112,9 @@ class PairFiles:
         key = noise.number(*(self.file(style).name for style in styles))
         return self.folder / f"sheet_{key:016x}.png"
 
-    def _make(self, styles: Sequence[Style], nets: PairNetworks, device: torch.device) -> None:
+    def _make(
+        self, styles: Sequence[Style], nets: PairNetworks, device: torch.device, after_batch: Callable[[], None]
+    ) -> None:
         size = self.settings.batch_size
         for first in range(0, len(styles), size):
             batch = styles[first : first + size]
@@ -123,6 +125,7 @@ class PairFiles:
             for i, style in enumerate(batch):
                 self._write(style, [_only(level, i) for level in levels])
             say(f"pseudo pairs: {first + len(batch)} of {len(styles)}")
+            after_batch()
 
     def _write(self, style: Style, levels: list[Level]) -> None:
         """The strip S | P1 | P2 | P3 with the scores, then the numbers: where they are, so is the strip."""
@@ -156,7 +159,7 @@ class Targets:
 
     Args:
         judge: perceptual network.
-        style: (N, 3, H, W).
+        style: (N, 3, H, W), as `Pairs` has them.
         gigabytes: of memory for them, on the device of `style`; what exceeds it is computed anew each time.
     """
 
@@ -173,7 +176,7 @@ class Targets:
         # Each by itself: what a picture's maps are must not depend on the batch that asked first.
         if i in self.kept:
             return self.kept[i]
-        maps = self.judge.embed(shrink(self.style[i : i + 1]))
+        maps = self.judge.embed(self.style[i : i + 1])
         size = sum(x.nbytes for x in maps)
         if size <= self.left:
             self.kept[i] = maps

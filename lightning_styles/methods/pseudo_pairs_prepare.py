@@ -6,21 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from torch import nn
 
-from callbacks.interruption import without_lightnings_handlers
+from callbacks.interruption import EndsWithRun, end_preparation_if_asked, without_lightnings_handlers
 from lightning_styles import noise
 from lightning_styles.checkpoint_io import WholeFiles
 from lightning_styles.console import say
 from lightning_styles.errors import UserError
 from lightning_styles.files import existing
+from lightning_styles.methods.encoded_faces import load_encoder
 from lightning_styles.methods.pseudo_pairs import PairFiles, Pairs, Style
 from lightning_styles.metrics.perceptual import load_distance
+from lightning_styles.models.stylegan2 import Generator
 from lightning_styles.models.stylegan2.discriminator import GROUP
 from lightning_styles.models.stylegan2.pairing import PairNetworks
 from lightning_styles.pretrained import fingerprint, locate
-from lightning_styles.pretrained.psp import PSP, load_psp
+from lightning_styles.pretrained.psp import PSP
 from lightning_styles.pretrained.stylegan2 import StyleGAN2, load_stylegan2, save_stylegan2
 from lightning_styles.progress import IterationBar
 
@@ -153,7 +157,8 @@ class Preparation:
         trainer = L.Trainer(
             max_steps=self.h.finetune_iterations, max_epochs=-1, accelerator=device.type,
             devices=[device.index or 0] if device.type == "cuda" else 1, logger=False, enable_model_summary=False,
-            precision="32-true" if outer is None else outer.precision, callbacks=[saver, *[IterationBar()] * shown],
+            precision="32-true" if outer is None else outer.precision,
+            callbacks=[EndsWithRun(outer), saver, *[IterationBar()] * shown],
             enable_progress_bar=shown, plugins=[LightningEnvironment(), WholeFiles()], num_sanity_val_steps=0,
             limit_val_batches=0, default_root_dir=folder,
         )  # fmt: skip
@@ -164,6 +169,9 @@ class Preparation:
 
     def tell(self) -> None:
         """Make what is missing and say where it is."""
+        if not self.method.terms["paired"]:
+            say("Nothing to prepare: the weight of the paired term is 0, and only that needs pseudo pairs.")
+            return
         self.check()
         pairs = self.find()
         counts = [
@@ -174,7 +182,10 @@ class Preparation:
 
     def find(self) -> Pairs:
         """The pseudo pairs of the level that the method asks for, on the CPU."""
-        return self.files.find(self.styles, self._networks, self.device, self.h.level)
+        return self.files.find(self.styles, self._networks, self.device, self.h.level, self._end_if_asked)
+
+    def _end_if_asked(self) -> None:
+        end_preparation_if_asked(self.method._trainer)
 
     @property
     def files(self) -> PairFiles:
@@ -190,7 +201,8 @@ class Preparation:
         from lightning_styles.pretrained.networks import load_identity
 
         h, device = self.h, self.device
-        encoder = self._psp(h.encoder, h.encoder_space)
+        encoder = self._encoder(h.encoder, h.encoder_space)
+        refiner = self._encoder(h.refiner, None) if h.refiner else None
         if encoder.space != "z_plus":
             raise UserError(
                 f"model.encoder, {h.encoder}, encodes into W+; pseudo pairs begin in Z+: give an encoder into Z+, "
@@ -198,17 +210,24 @@ class Preparation:
             )
         return PairNetworks(
             source=self.source.generator.to(device),
-            finetuned=load_stylegan2(self.finetuned_file()).generator.to(device),
+            finetuned=self._finetuned().to(device),
             latent_avg=self.source.latent_avg.to(device),
             encoder=encoder,
-            refiner=self._psp(h.refiner, None) if h.refiner else None,
+            refiner=refiner,
             judge=load_distance(h.lpips, h.perceptual).to(device),  # type: ignore[arg-type]
             identity=load_identity(h.identity).to(device) if h.identity else None,
         )
 
-    def _psp(self, name: str, space: Any) -> PSP:
-        model = load_psp(locate(name, "psp"), space)
-        model.encoder.to(self.device)
-        if model.latent_avg is not None:
-            model.latent_avg = model.latent_avg.to(self.device)
-        return model
+    def _encoder(self, name: str, space: Any) -> PSP:
+        return load_encoder(name, space, self.source.generator, self.h.source, self.device)
+
+    def _finetuned(self) -> Generator:
+        found, ours = load_stylegan2(self.finetuned_file()).generator, self.source.generator
+        if shapes(found) != shapes(ours):
+            raise UserError(f"model.finetuned, {self.h.finetuned}, is no copy of {self.h.source}: it has another "
+                            "architecture; give one that was finetuned from it, or null to train it.")  # fmt: skip
+        return found
+
+
+def shapes(network: nn.Module) -> dict[str, torch.Size]:
+    return {key: tensor.shape for key, tensor in network.state_dict().items()}

@@ -19,6 +19,7 @@ from lightning_styles.methods.finetuned_stylegan import FinetunedStyleGAN
 from lightning_styles.methods.pseudo_pairs import Style
 from lightning_styles.methods.references import References
 from lightning_styles.models.stylegan2.factorization import VSpace
+from lightning_styles.models.stylegan2.mixing import truncate
 from lightning_styles.models.stylegan2.stylize import (
     MULTIMODAL,
     PSI,
@@ -97,7 +98,7 @@ class StylizedFaces(FinetunedStyleGAN):
             psi = PSI if h.psi is None else h.psi
             return multimodal(self.average, w, self.random_codes(names, sample), self.mean, layer, psi)
         space, v = self.reference
-        return reference_guided(self.average, w, v, space, layer)
+        return reference_guided(self.average, truncate(w, self.mean, photo_psi), v, space, layer)
 
     def random_codes(self, names: list[str], sample: int) -> Tensor:
         """z+, a pure function of the seed, the pictures' names and the number of the sample."""

@@ -55,6 +55,7 @@ KINDS = {
     "dreamsim": "dreamsim",
 }
 EITHER = (("perceptual", "lpips"), ("style_features", "inception"))
+STYLE_BATCH = 32
 RINGS = 16  # of the spectra, so pictures need 32 pixels each way
 
 
@@ -129,7 +130,8 @@ class Evaluation(nn.Module):
         """Compare with these pictures of the style, (N, 3, H, W) in [-1, 1], the same on every rank, not the twins."""
         rank, world = _rank()
         self.given_style = True
-        self._add_style(images[rank::world])
+        for some in images[rank::world].split(STYLE_BATCH):
+            self._add_style(some)
 
     @torch.no_grad()
     def update(self, result: Tensor, source: Tensor, twin: Tensor | None = None, group: Tensor | None = None) -> None:

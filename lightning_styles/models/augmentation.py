@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lightning_styles.models import augment as ada
 from lightning_styles.models import diff_augment
+from lightning_styles.models.stylegan2.layers import full_precision
 
 Kind = Literal["ada", "diffaugment", "none"]
 EVERY = 4  # iterations between two changes of ADA's probability
@@ -43,7 +45,8 @@ class Augmentation(nn.Module):
         if self.kind == "diffaugment":
             return diff_augment.diff_augment(image, diff_augment.draw(len(image), generator), self.policies)
         if self.kind == "ada":
-            return ada.augment(image, ada.draw(len(image), generator), self._probability())
+            with full_precision(image):  # bfloat16 cannot tell the columns of a large picture apart
+                return ada.augment(image.float(), ada.draw(len(image), generator), self._probability())
         return image
 
     def observe(self, real: Tensor, iteration: int, total: Callable[[Tensor], Tensor]) -> None:
@@ -60,7 +63,8 @@ class Augmentation(nn.Module):
         self.signs += total(torch.stack([sign.sum(), sign.new_tensor(float(sign.numel()))]))
         if (iteration + 1) % EVERY == 0:
             signs, count = self.signs.tolist()
-            self._p = ada.next_probability(self._probability(), signs / count, int(count), self.target, self.ramp)
+            p = ada.next_probability(self._probability(), signs / count, int(count), self.target, self.ramp)
+            self._p = float(np.float32(p))  # as a resumed run reads it
             self.p.fill_(self._p)
             self.signs.zero_()
 

@@ -64,10 +64,11 @@ def load_psp(path: Path, space: Space | None = None) -> PSP:
     styles = sum(key.startswith("styles.") and key.endswith(".linear.weight") for key in state)
     variational = "fc_mu.weight" in state
     encoder = build(partial(GradualStyleEncoder, styles or 18, variational=variational), state, path.name)
-    average = found.get("latent_avg") if options.get("start_from_latent_avg", not variational) else None
+    space = space or ("z_plus" if variational else "w_plus")
+    average = found.get("latent_avg") if options.get("start_from_latent_avg", space == "w_plus") else None
     return PSP(
         encoder,
-        space or ("z_plus" if variational else "w_plus"),
+        space,
         average.float().expand(styles, -1).clone() if isinstance(average, Tensor) else None,
         build_generator(parts["decoder"], path.name) if parts["decoder"] else None,
     )

@@ -1,5 +1,8 @@
 """PseudoPairedStyleGAN as a method: what each step trains, the constraints, its preparation, files in and out."""
 
+import copy
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from callbacks.interruption import InterruptedPreparation, Interruption
 from datamodules import Pictures
 from lightning_styles.errors import UserError
 from lightning_styles.imaging import read_image, save_png
@@ -14,13 +18,15 @@ from lightning_styles.losses.gan import lazy_adam
 from lightning_styles.methods import pseudo_pairs
 from lightning_styles.methods.pseudo_paired_stylegan import PseudoPairedStyleGAN
 from lightning_styles.methods.pseudo_pairs_prepare import Preparation
+from lightning_styles.models.psp import GradualStyleEncoder
+from lightning_styles.models.stylegan2 import Discriminator, Generator
 from lightning_styles.models.stylegan2.mixing import truncate
 from lightning_styles.pretrained.networks import load_perceptual
-from lightning_styles.pretrained.psp import load_psp
-from lightning_styles.pretrained.stylegan2 import load_stylegan2
+from lightning_styles.pretrained.psp import PSP, load_psp, save_psp
+from lightning_styles.pretrained.stylegan2 import StyleGAN2, load_stylegan2, save_rosinality, save_stylegan2
 from lightning_styles.square import to_square
 from tests.micro import quiet_trainer
-from tests.micro_stylegan import LAYERS, SIZE, STYLE, make_method, style_images
+from tests.micro_stylegan import LAYERS, SIZE, STYLE, make_method, shaken, style_images
 from tests.sheets import cells
 from tests.trust.methods import Gradients
 
@@ -119,6 +125,23 @@ def test_the_strengths_of_the_noise_stay_if_asked(micro_stylegan: Path, tmp_path
     changed = moved(before, method.styled)
     assert {key for key in before if key.endswith("activate.bias")} <= changed
     assert not any(key.endswith("noise.weight") for key in changed)
+
+
+def test_frozen_parts_are_those_of_the_average_where_a_file_has_a_training_copy(
+    micro_stylegan: Path, tmp_path: Path
+) -> None:
+    model = load_stylegan2(micro_stylegan / "stylegan2_0.safetensors", finetune=True)
+    model.trained = shaken(copy.deepcopy(model.generator))  # type: ignore[assignment]
+    save_rosinality(tmp_path / "both.pt", model)
+    frozen = make_method(micro_stylegan, source=str(tmp_path / "both.pt"), freeze_noise=True)
+    free = make_method(micro_stylegan, source=str(tmp_path / "both.pt"), freeze_mapping=False)
+    for method in (frozen, free):
+        method.configure_model()
+        differ = moved(state(method.source), method.styled)
+        assert "conv1.conv.weight" in differ, "the rest is the training copy"
+        kept = [key for key in state(method.source) if key.startswith("style.") or key.endswith("noise.weight")]
+        assert differ.isdisjoint(kept) == (method is frozen)
+        assert differ.issuperset(kept) == (method is free)
 
 
 def test_the_average_follows(micro_stylegan: Path, tmp_path: Path) -> None:
@@ -277,8 +300,6 @@ def test_the_level_is_the_best_of_each_picture_or_that_of_the_config(micro_style
         torch.testing.assert_close(best.w[i], chosen[level - 1].w[i])
         torch.testing.assert_close(best.style[i], styles[i].image)
     assert [pairs.level.tolist() for pairs in chosen] == [[n] * 6 for n in (1, 2, 3)]
-    with pytest.raises(UserError, match=r"level is 3, but without model.refiner, .* there are 2"):
-        prepared(make_method(micro_stylegan, refiner=None, level=3), tmp_path).find()
 
 
 def test_other_networks_settings_or_pictures_are_other_pairs(micro_stylegan: Path, tmp_path: Path) -> None:
@@ -336,6 +357,41 @@ def test_g_star_is_trained_without_constraints_and_goes_on_where_it_was_killed(
     assert not resumed.with_suffix("").exists()
 
 
+@pytest.mark.parametrize("during", ["G*", "pairs"])
+def test_a_signal_ends_the_preparation_of_a_run_and_what_is_made_is_kept(
+    micro_stylegan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, during: str
+) -> None:
+    method = make_method(micro_stylegan, cache=str(tmp_path / "c"), finetune_iterations=5)
+    step, made, asked = PseudoPairedStyleGAN.training_step, pseudo_pairs.pseudo_pairs, []
+
+    def ask() -> None:
+        asked.append(signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def training_step(self: Any, batch: Any, index: int) -> None:
+        step(self, batch, index)
+        if during == "G*" and self.iteration == 3 and not asked:
+            ask()
+
+    def pseudo(*given: Any) -> Any:
+        if during == "pairs" and not asked:
+            ask()
+        return made(*given)
+
+    monkeypatch.setattr(PseudoPairedStyleGAN, "training_step", training_step)
+    monkeypatch.setattr(pseudo_pairs, "pseudo_pairs", pseudo)
+    with pytest.raises(InterruptedPreparation) as stop:
+        fit(tmp_path, method, 1, callbacks=[Interruption()], enable_checkpointing=True)
+    assert (stop.value.code, stop.value.iterations) == (143, 0)
+    begun = sorted(path.name.partition("_")[0] for path in (tmp_path / "c").iterdir())
+    assert begun == (["finetuned"] if during == "G*" else ["finetuned", *["portrait"] * 4])
+    if during == "G*":
+        (saved,) = (tmp_path / "c").glob("*/*.ckpt")
+        assert torch.load(saved, weights_only=True)["global_step"] == 4
+    fit(tmp_path, method, 1, callbacks=[Interruption()], enable_checkpointing=True)
+    assert len(list((tmp_path / "c").glob("portrait*.safetensors"))) == 6
+
+
 # ---- bad input
 
 
@@ -353,14 +409,27 @@ def test_g_star_is_trained_without_constraints_and_goes_on_where_it_was_killed(
         ({"weights": {"pair": 1.0}}, {}, "weights has pair; expected adversarial, semantic, paired"),
         ({"z_plus": 1.5}, {}, "z_plus is 1.5; expected a number from 0 to 1"),
         ({"pairs": {"steps": -1}}, {}, "pairs.steps is -1"),
+        ({"level": 3, "refiner": None}, {}, "level is 3, but without model.refiner"),
+        ({"policies": ["colour"]}, {}, "policies has colour; expected color, translation, cutout"),
+        ({"encoder": "other_psp"}, {}, "other.* encodes for another generator: .* has 8 styles of length 16"),
+        ({"refiner": "other_psp"}, {}, "other.* encodes for another generator"),
+        ({"discriminator": "other"}, {}, "other.* judges 16 px, .* draws 32 px; give the one"),
+        ({"finetuned": "other"}, {}, "other.* is no copy of .*: it has another architecture"),
     ],
     ids=str,
 )
 def test_what_cannot_work_is_refused(
     micro_stylegan: Path, tmp_path: Path, changes: dict[str, Any], data: dict[str, Any], message: str
 ) -> None:
-    files = {"source": "stylegan2_0.safetensors", "refiner": "psp_w_plus.safetensors"}
-    given = {k: str(micro_stylegan / files[v]) if v in files else v for k, v in changes.items() if isinstance(v, str)}
+    small = Generator(16, STYLE, 2, channels={4: 8, 8: 8, 16: 8})
+    judge = Discriminator(16, channels={4: 8, 8: 8, 16: 8})
+    save_stylegan2(tmp_path / "other.safetensors", StyleGAN2(small, small.mean_latent(9)[0], judge))
+    encoder = GradualStyleEncoder(LAYERS + 2, STYLE, SIZE, widths=(16, 16, 16), blocks=(1, 1, 1))
+    save_psp(tmp_path / "other_psp.safetensors", PSP(encoder, "z_plus"))
+    files = {"source": micro_stylegan / "stylegan2_0.safetensors"}
+    files |= {"refiner": micro_stylegan / "psp_w_plus.safetensors"}
+    files |= {name: tmp_path / f"{name}.safetensors" for name in ("other", "other_psp")}
+    given = {k: str(files.get(v, v)) for k, v in changes.items() if isinstance(v, str)}
     with pytest.raises(UserError, match=message):
         fit(
             tmp_path,
@@ -368,6 +437,16 @@ def test_what_cannot_work_is_refused(
             1,
             style_images(**data),
         )
+    assert not list(tmp_path.glob("c/finetuned_*")), "nothing was trained before"
+
+
+def test_without_the_paired_term_there_is_nothing_to_prepare(
+    micro_stylegan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method = make_method(micro_stylegan, cache=str(tmp_path / "c"), encoder=None, **SEMANTIC)
+    method.prepare(style_images())
+    assert "Nothing to prepare: the weight of the paired term is 0" in capsys.readouterr().out
+    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize(

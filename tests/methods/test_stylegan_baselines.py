@@ -252,6 +252,14 @@ def test_a_checkpoint_of_the_finetuned_generator_is_a_target(micro_stylegan: Pat
         predict(make_swap(micro_stylegan, target=None), tmp_path)
 
 
+def test_results_are_compared_with_the_style_pictures_of_the_data(micro_stylegan: Path, tmp_path: Path) -> None:
+    method = make_swap(micro_stylegan, metrics={"style_features": "tiny/perceptual"})
+    data = style_images(photos="scene:portrait/0-1", twin_style="cartoon")
+    quiet_trainer(tmp_path, 1).test(method, datamodule=data, verbose=False)
+    assert method.evaluation.given_style
+    assert (method.evaluation.n.compute(), method.evaluation.style_n.compute()) == (2, 6)
+
+
 def test_a_row_of_a_comparison_swaps_layers_of_what_another_one_has_trained(
     micro_stylegan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -121,6 +121,9 @@ def test_a_reference_gives_its_styles_and_is_sought_once(
     near(results, method.average(expected))
     near(predict(make(micro_stylegan, **settings), tmp_path), method.average(expected))
     near(predict(make(micro_stylegan, layer=LAYERS, **settings), tmp_path), method.average(w))
+    mean = method.latent_avg.expand_as(w)
+    expected = mix(mean, space.to_w(v).expand(len(w), -1), 3)
+    near(predict(make(micro_stylegan, psi=0.0, **settings), tmp_path), method.average(expected))
     with pytest.raises(TypeError):
         files.find(style, shaken(make_stylegan().generator), method.latent_avg)  # type: ignore[arg-type]
 

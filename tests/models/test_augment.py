@@ -22,6 +22,7 @@ from lightning_styles.models.augment import (
     warp,
     warp_matrices,
 )
+from lightning_styles.models.augmentation import Augmentation
 from tests.golden.stylegan_world import case_of, excess
 
 SETS = {"blit": BLIT, "geom": GEOMETRY, "color": COLOUR, "bgc": BGC}
@@ -107,6 +108,26 @@ def test_the_probability_follows_the_signs() -> None:
     assert next_probability(0.2, 0.6, 4_000) == 0.2
     assert next_probability(0.02, 0.1, 4_000) == 0.0
     assert next_probability(0.99, 0.9, 4_000) == 1.0
+
+
+def test_within_an_autocast_pictures_stay_in_full_precision() -> None:
+    image = torch.rand(2, 3, 512, 512) * 2 - 1
+    ada = Augmentation("ada", [], 0.8, 0.6, 1000)
+    expected = ada(image, torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ada(image, torch.Generator().manual_seed(0)), expected)
+        assert ada(image.bfloat16(), torch.Generator().manual_seed(0)).dtype == torch.float32
+
+
+def test_a_probability_goes_on_as_its_checkpoint_has_it() -> None:
+    straight, rest = (Augmentation("ada", [], 0.1, 0.6, 777) for _ in range(2))
+    for i in range(400):
+        if i == 200:
+            rest.load_state_dict(straight.state_dict())
+        for ada in (straight, rest)[: 1 + (i >= 200)]:
+            ada.observe(torch.randn(4, 1, generator=torch.Generator().manual_seed(i)) + 0.8, i, lambda x: x)
+        assert i < 200 or torch.equal(straight.p, rest.p), i
+    assert 0 < straight.p < 1
 
 
 def test_diff_augment_by_its_formulas() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_styles.errors import UserError
+from lightning_styles.models.psp import Space
 from lightning_styles.models.stylegan2.mixing import truncate
 from lightning_styles.models.stylegan2.pairing import (
     Level,
@@ -43,6 +44,24 @@ def pictures(nets: PairNetworks, count: int) -> tuple[Tensor, Tensor]:
     """z (B, D) and what G* draws of it."""
     z = torch.randn(count, STYLE, generator=torch.Generator().manual_seed(4))
     return z, nets.finetuned(nets.finetuned.mapping(z))
+
+
+@pytest.mark.parametrize("space", ["w_plus", "z_plus"])
+@pytest.mark.parametrize("shape", [(STYLE,), (LAYERS, STYLE)])
+def test_codes_start_from_the_mean_that_their_encoder_has(nets: PairNetworks, space: Space, shape: tuple) -> None:
+    image = pictures(nets, 2)[1]
+    average = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    bare = replace(nets.encoder, space=space, latent_avg=None)
+    model = replace(bare, latent_avg=average)
+    codes = encode(bare, image)
+    assert codes.shape == (2, LAYERS, STYLE)
+    assert torch.equal(encode(model, image), codes + average)
+    for one, expected in ((bare, codes), (model, codes + average)):
+        if space == "z_plus":
+            rows = [nets.source.mapping(expected[:, layer]) for layer in range(LAYERS)]
+            torch.testing.assert_close(encode_w(one, nets.source, image), torch.stack(rows, 1))
+        else:
+            assert torch.equal(encode_w(one, nets.source, image), expected)
 
 
 def test_the_levels_are_what_the_paper_says(nets: PairNetworks) -> None:

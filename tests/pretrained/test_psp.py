@@ -65,6 +65,10 @@ def test_encoders_into_z_plus(tmp_path: Path) -> None:
     torch.save(checkpoint(small(), start_from_latent_avg=False), tmp_path / "encoder.pt")
     found = load_psp(tmp_path / "encoder.pt", "z_plus")
     assert (found.space, found.latent_avg) == ("z_plus", None)
+    torch.save(checkpoint(small()), tmp_path / "silent.pt")
+    assert load_psp(tmp_path / "silent.pt", "z_plus").latent_avg is None
+    torch.save(checkpoint(small(), start_from_latent_avg=True), tmp_path / "offset.pt")
+    assert load_psp(tmp_path / "offset.pt", "z_plus").latent_avg is not None
     found = load(tmp_path, checkpoint(small(variational=True)))
     assert (found.space, found.latent_avg) == ("z_plus", None)
     assert found.encoder.variational

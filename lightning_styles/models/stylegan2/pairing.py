@@ -140,15 +140,16 @@ def pseudo_pairs(nets: PairNetworks, style: Tensor, noise: Sequence[Tensor], set
 
 
 def encode(model: PSP, image: Tensor) -> Tensor:
-    """Codes (B, L, D) of pictures (B, 3, H, W) of any size, seen at that of the encoder."""
+    """Codes (B, L, D), z+ or w+, of pictures (B, 3, H, W) of any size, seen at that of the encoder."""
     size = model.encoder.size
     square = to_square(image, min(image.shape[-2:]), "crop")
-    return model.encoder(to_square(shrink(square, size), size, "squash"))
+    codes = model.encoder(to_square(shrink(square, size), size, "squash"))
+    return codes if model.latent_avg is None else codes + model.latent_avg
 
 
 def encode_w(model: PSP, generator: Generator, image: Tensor) -> Tensor:
     """w+ (B, L, D) of pictures (B, 3, H, W) of any size, for `generator`."""
-    return to_w_plus(encode(model, image), model.space, generator, model.latent_avg)
+    return to_w_plus(encode(model, image), model.space, generator)
 
 
 def optimise_codes(
