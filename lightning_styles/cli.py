@@ -178,6 +178,13 @@ class StylesCLI(LightningCLI):
             say(*(f"  changed  {line}" for line in runs.differences(before, now)))
 
     def before_instantiate_classes(self) -> None:
+        command, method = self.config["subcommand"], import_class(self.settings["model"]["class_path"])
+        untrained = self.checkpoint is None and getattr(method, "trained_first", False)
+        if untrained and command not in ("fit", "prepare"):
+            raise UserError(
+                f"{method.__name__} has learned nothing yet: run fit first, then {command} with --ckpt_path last, "
+                "or give the checkpoint of another run."
+            )
         trainer = self.settings["trainer"]
         if self.config["subcommand"] == "fit" and trainer["max_steps"] == 0:
             raise UserError("trainer.max_steps is 0; set it to the number of iterations of the run.")

@@ -88,6 +88,8 @@ class StyleModule(L.LightningModule):
     formats: ClassVar[dict[str, str]] = {}  # what `export` can write -> the file's or folder's usual name
     fit_only: ClassVar[tuple[str, ...]] = ()  # settings whose files fit reads, and no command on a trained method
     reads: ClassVar[tuple[str, ...]] = ()  # class paths of methods whose checkpoints it takes in all commands but fit
+    trained_first: ClassVar[bool] = False  # all commands but fit and prepare need a checkpoint
+    own_size: ClassVar[bool] = False  # `stylize` leaves photos as large as they are
 
     def kept(self, name: str) -> bool:
         """Whether the parameter or buffer `name` belongs in checkpoints (a pure function of the name)."""

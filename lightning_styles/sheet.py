@@ -34,13 +34,15 @@ def check_axes(name: str, axes: Mapping[str, Any], allowed: Mapping[str, Axis]) 
 
 
 def labelled_sheets(
-    photos: Tensor, cells: Sequence[Sequence[Tensor]], axes: Mapping[str, Sequence[float]]
+    photos: Sequence[Tensor] | Tensor,
+    cells: Sequence[Sequence[Sequence[Tensor] | Tensor]],
+    axes: Mapping[str, Sequence[float]],
 ) -> list[Tensor]:
     """For each photo one picture (3, H', W') on white: the photo at the top left, beside it its cells, labelled.
 
     Args:
-        photos: (P, 3, H, W) in [-1, 1].
-        cells: their results, of the same shape, for each value of the first axis and, in it, each of the second.
+        photos: P pictures (3, H, W) in [-1, 1].
+        cells: their results, of the same sizes, for each value of the first axis and, in it, each of the second.
         axes: name of each of the two axes -> its values.
     """
     rows, columns = ([f"{name} {value:g}" for value in values] for name, values in axes.items())

@@ -15,14 +15,14 @@ def parser() -> argparse.ArgumentParser:
     """The options of `stylize`."""
     options = LightParser(
         "stylize",
-        description="Stylize pictures with a trained checkpoint. Each result is a PNG at full resolution.",
+        description="Stylize pictures with a trained checkpoint. Each result is a PNG.",
     )
     options.add_argument("pictures", nargs="+", help="image files or folders")
     options.add_argument("--style", required=True, metavar="CKPT", help="checkpoint file, or a run folder")
     options.add_argument("--out", default="out", metavar="DIR", help="folder for the results (default: out)")
     options.add_argument("--device", default="auto", help=f"{DEVICES} (default: auto)")
     options.add_argument(
-        "--resolution", type=int, metavar="N", help="shorter side in pixels (default: that of the run)"
+        "--resolution", type=int, metavar="N", help="shorter side in pixels (default: that of the run, or of the file)"
     )
     options.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at once (default: 1)")
     options.add_argument(
@@ -89,16 +89,17 @@ def run(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     quiet()
     where = trainer_arguments(options.device)
     checkpoint, content = open_trained(options.style, options.trust)
-    resolution = options.resolution
-    if resolution is None:
-        resolution = content.get("datamodule_hyper_parameters", {}).get("resolution")
-    data = Pictures(images=options.pictures, resolution=resolution, batch_size=options.batch_size)
     own = content["lightning_styles"]
     own["init_args"] = merged(own["init_args"], settings)
     model = build_trained(content)
+    resolution = options.resolution
+    if resolution is None and not getattr(model, "own_size", False):
+        resolution = content.get("datamodule_hyper_parameters", {}).get("resolution")
+    data = Pictures(images=options.pictures, resolution=resolution, batch_size=options.batch_size)
     # The average of the weights, where the run had one, is the callback's, which takes it from the checkpoint.
     averages = [EMA()] if average_of(content) else []
     silent = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    silent |= {"default_root_dir": options.out}
     trainer = Trainer(**where, **silent, callbacks=[ImageWriter(options.out), IterationBar(), *averages])  # type: ignore[arg-type]
     say(f"stylize: {type(model).__name__} from {checkpoint} on {trainer.strategy.root_device}")
     trainer.predict(model, datamodule=data, ckpt_path=str(checkpoint), return_predictions=False)

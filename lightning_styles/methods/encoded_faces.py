@@ -74,6 +74,7 @@ class EncodedFaces(StyleModule):
         latent_avg: (D,), the mean of its w.
     """
 
+    own_size = True  # faces are cut out of photos of any size
     source: Generator
     latent_avg: Tensor
 

@@ -50,6 +50,7 @@ class JoJoGAN(EncodedFaces):
     formats = {"safetensors": "stylegan2.safetensors"}
     fit_only = ("style_images",)
     discriminator: Discriminator
+    trained_first = True
     styled: Generator
 
     def __init__(

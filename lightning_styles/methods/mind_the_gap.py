@@ -64,6 +64,7 @@ class MindTheGap(EncodedFaces):
 
     formats = {"safetensors": "stylegan2.safetensors"}
     fit_only = ("style_image", "clip", "lpips", "perceptual")
+    trained_first = True
     styled: Generator
     code: Tensor
     clip: Any

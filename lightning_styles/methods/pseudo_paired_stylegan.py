@@ -95,6 +95,7 @@ class PseudoPairedStyleGAN(StylizedFaces):
     """
 
     fit_only = ("lpips", "perceptual", "identity", "finetuned")
+    trained_first = True
     judge: Any
     judge_of_identity: Any
 
@@ -164,6 +165,8 @@ class PseudoPairedStyleGAN(StylizedFaces):
             raise UserError("the semantic and the paired term need a judge: set model.lpips or model.perceptual.")
         if self.terms["paired"] and encoder is None:
             raise UserError("the paired term needs model.encoder, an encoder into Z+; or set its weight to 0.")
+        if content == "refiner" and refiner is None:
+            raise UserError("content is refiner, which encodes photographs, and there is none: set model.refiner.")
         if level == 3 and refiner is None:
             raise UserError("level is 3, but without model.refiner, an encoder into W+, there are 2.")
         self.pair_settings = PairSettings.of(pairs or {})

@@ -134,8 +134,8 @@ class StylizedFaces(FinetunedStyleGAN):
         squares, names = torch.stack([face.square for face in faces]), batch["name"]
         w = self.encode(squares)
 
-        def placed(drawn: Tensor) -> Tensor:
-            return torch.stack(self.placed(drawn.float().clamp(-1, 1), faces, batch["image"]))
+        def placed(drawn: Tensor) -> list[Tensor]:
+            return self.placed(drawn.float().clamp(-1, 1), faces, batch["image"])
 
         before = placed(squares)
         cells = [[placed(self.stylize(w, names, n - 1, layer)) for n in numbers] for layer in layers]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from datamodules import Pictures
+from lightning_styles.__main__ import main
 from lightning_styles.alignment import paste_back
 from lightning_styles.errors import UserError
 from lightning_styles.imaging import read_image, save_png
@@ -171,6 +172,39 @@ def test_a_face_is_cut_out_stylized_and_put_back(micro_stylegan: Path, tmp_path:
     before = row[:, 26:-2, 2 : 2 + width]
     assert (before - photo).abs().mean() < 0.1, "the face where it was"
     torch.testing.assert_close(before[:, :, :10], photo[:, :, :10])
+
+
+def test_stylize_puts_faces_back_into_photos_of_any_size(
+    micro_stylegan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    method = make(micro_stylegan, weights={"semantic": 0.0, "paired": 0.0})
+    run = quiet_trainer(tmp_path, 1)
+    run.fit(method, datamodule=style_images())
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    (tmp_path / "photos").mkdir()
+    photo_with_face(tmp_path / "photos")  # 90 x 120 px
+    save_png(tmp_path / "photos" / "whole.png", torch.rand(3, 90, 120) * 2 - 1)  # without landmarks
+    options = [
+        "photos",
+        "--style",
+        "last.ckpt",
+        "--trust",
+        "--device",
+        "cpu",
+        "--batch-size",
+        "2",
+        "--set",
+        "paste_back=true",
+    ]
+    assert main(["stylize", *options, "--out", "one"]) == 0
+    assert read_image(tmp_path / "one" / "me.png").shape == (3, 90, 120)
+    assert read_image(tmp_path / "one" / "whole.png").shape == (3, SIZE, SIZE)
+    many = ["--out", "many", "--set", "mode=multimodal", "--set", "samples=2"]
+    assert main(["stylize", *options, *many]) == 0
+    for name, width in (("me", 120), ("whole", 4 * SIZE)):
+        assert read_image(tmp_path / "many" / f"{name}.png").shape[-1] == 3 * (width + 4)
+    assert not list(tmp_path.glob("*.png")), "the warning's picture lies beside the results"
 
 
 def test_samples_are_measured_by_the_first(micro_stylegan: Path, tmp_path: Path) -> None:

@@ -60,6 +60,10 @@ CONFIGS = [
     Bad(f"{TOY} --config {{w}}/section.yaml", "no key 'modle.class_path'", 2),
 ]
 VALUES = [
+    Bad(
+        "predict --config configs/tiny/pseudo_paired_stylegan.yaml", "PseudoPairedStyleGAN has learned nothing yet: run"
+    ),
+    Bad("test --config configs/tiny/pseudo_paired_stylegan.yaml --ckpt_path last", "then test with --ckpt_path last"),
     Bad(f"{TOY} --model.learning_rat 3", "Option 'learning_rat' is not accepted", 2),
     Bad(f"{TOY} --trainer.max_step 3", "unrecognized arguments: --trainer.max_step", 2),
     Bad(f"{TOY} --vars.lr fast", "learning_rate: expected float, got fast", 2),
