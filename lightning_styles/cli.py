@@ -177,14 +177,24 @@ class StylesCLI(LightningCLI):
         if not other:
             say(*(f"  changed  {line}" for line in runs.differences(before, now)))
 
-    def before_instantiate_classes(self) -> None:
+    def check_method(self) -> None:
+        """Refuse to train what learns nothing, and to use what has learned nothing.
+
+        Raises:
+            UserError: naming the method.
+        """
         command, method = self.config["subcommand"], import_class(self.settings["model"]["class_path"])
+        if command == "fit" and getattr(method, "training_step", None) is LightningModule.training_step:
+            raise UserError(f"{method.__name__} learns nothing, so there is nothing to fit; run predict or test.")
         untrained = self.checkpoint is None and getattr(method, "trained_first", False)
         if untrained and command not in ("fit", "prepare"):
             raise UserError(
                 f"{method.__name__} has learned nothing yet: run fit first, then {command} with --ckpt_path last, "
                 "or give the checkpoint of another run."
             )
+
+    def before_instantiate_classes(self) -> None:
+        self.check_method()
         trainer = self.settings["trainer"]
         if self.config["subcommand"] == "fit" and trainer["max_steps"] == 0:
             raise UserError("trainer.max_steps is 0; set it to the number of iterations of the run.")

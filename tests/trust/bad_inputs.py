@@ -60,9 +60,8 @@ CONFIGS = [
     Bad(f"{TOY} --config {{w}}/section.yaml", "no key 'modle.class_path'", 2),
 ]
 VALUES = [
-    Bad(
-        "predict --config configs/tiny/pseudo_paired_stylegan.yaml", "PseudoPairedStyleGAN has learned nothing yet: run"
-    ),
+    Bad("fit --config configs/tiny/sdedit.yaml", "SDEdit learns nothing, so there is nothing to fit; run predict"),
+    Bad("predict --config configs/tiny/pseudo_paired_stylegan.yaml", "StyleGAN has learned nothing yet: run fit first"),
     Bad("test --config configs/tiny/pseudo_paired_stylegan.yaml --ckpt_path last", "then test with --ckpt_path last"),
     Bad(f"{TOY} --model.learning_rat 3", "Option 'learning_rat' is not accepted", 2),
     Bad(f"{TOY} --trainer.max_step 3", "unrecognized arguments: --trainer.max_step", 2),
