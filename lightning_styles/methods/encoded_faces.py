@@ -143,11 +143,15 @@ class EncodedFaces(StyleModule):
         return {"image": images, "name": batch["name"], "settings": dict(self.hparams)}
 
     def on_test_epoch_start(self) -> None:
-        """Results are compared with the style pictures of the data, if there are any."""
         super().on_test_epoch_start()
+        pictures = self.style_pictures() if self.evaluation else None
+        if pictures is not None:
+            self.evaluation.set_style_images(pictures)
+
+    def style_pictures(self) -> Tensor | None:
+        """What `test` compares results with, (N, 3, S, S): the style pictures of the data, if it has any."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self.evaluation and hasattr(data, "squares"):
-            self.evaluation.set_style_images(torch.stack(list(data.squares().values())))
+        return torch.stack(list(data.squares().values())) if hasattr(data, "squares") else None
 
     def images(self, batch: dict[str, Any], faces: list[Face]) -> list[Tensor]:
         """What `predict` returns of the faces of a batch."""

@@ -31,7 +31,7 @@ from lightning_styles.pretrained.clip import load_clip
 from lightning_styles.pretrained.stylegan2 import StyleGAN2, save_stylegan2
 
 WEIGHTS = {"across": 1.0, "within": 0.5, "reference": 30.0, "l2": 10.0, "lpips": 10.0}
-BETAS = lazy_adam(2e-3, 4)[1]  # as if there were a lazy path-length penalty, in whose measure 2e-3 is lr 1.6e-3
+BETAS = lazy_adam(2e-3, 4)[1]  # as with StyleGAN2's lazy penalty, by whose rule 2e-3 is lr 1.6e-3
 PREVIEWS = 4
 UNMOVED = 0.01  # distance of unit embeddings up to which a picture has no direction yet, only rounding
 

@@ -270,12 +270,11 @@ class PseudoPairedStyleGAN(StylizedFaces):
 
     # ---- evaluation
 
-    def on_test_epoch_start(self) -> None:
-        super().on_test_epoch_start()
-        h = self.hparams
-        if h.style_images and self.evaluation:
-            files = find_images(existing(h.style_images))
-            self.evaluation.set_style_images(torch.cat([open_square(f, self.source.size, "crop") for f in files]))
+    def style_pictures(self) -> Tensor | None:
+        if not self.hparams.style_images:
+            return super().style_pictures()
+        files = find_images(existing(self.hparams.style_images))
+        return torch.cat([open_square(file, self.source.size, "crop") for file in files])
 
     def _log_evaluation(self, stage: str) -> None:
         super()._log_evaluation(stage)

@@ -33,6 +33,7 @@ from tests.trust.methods import Gradients
 pytest_plugins = ["tests.micro_stylegan"]
 PLAIN = {"weights": {"semantic": 0.0, "paired": 0.0}}
 SEMANTIC = {"weights": {"paired": 0.0}}
+METRICS = {"style_features": "tiny/perceptual"}
 
 
 def fit(folder: Path, method: PseudoPairedStyleGAN, steps: int = 2, data: Any = None, **settings: Any) -> Any:
@@ -543,8 +544,13 @@ def test_the_discriminator_sees_augmented_pictures(micro_stylegan: Path, tmp_pat
 
 
 def test_results_are_compared_with_the_style_pictures_of_the_data(micro_stylegan: Path, tmp_path: Path) -> None:
-    method = make_method(micro_stylegan, metrics={"style_features": "tiny/perceptual"})
+    method = make_method(micro_stylegan, metrics=METRICS)
     data = style_images(photos="scene:portrait/0-1", twin_style="cartoon")
     quiet_trainer(tmp_path, 1).test(method, datamodule=data, verbose=False)
     assert method.evaluation.given_style
-    assert method.evaluation.n.compute() == 2
+    assert (method.evaluation.n.compute(), method.evaluation.style_n.compute()) == (2, 6)
+    for i in range(3):
+        save_png(tmp_path / "styles" / f"{i}.png", torch.rand(3, 40, 40) * 2 - 1)
+    method = make_method(micro_stylegan, metrics=METRICS, style_images=str(tmp_path / "styles"))
+    quiet_trainer(tmp_path, 1).test(method, datamodule=data, verbose=False)
+    assert method.evaluation.style_n.compute() == 3, "the given ones instead"
