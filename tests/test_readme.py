@@ -194,5 +194,5 @@ def test_the_results_page_names_comparisons_and_pictures_that_exist() -> None:
         assert [file for file in options.config if not (ROOT / file).is_file()] == []
         rows = compare.read_rows(ROOT / options.comparison, Path("out"), flags, options.config)
         assert [row.label for row in rows if f"| {row.label} |" not in text.replace("**", "")] == []
-    assert len(commands) == 5
+    assert len(commands) == 6
     assert [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not (ROOT / "docs" / link).exists()] == []
