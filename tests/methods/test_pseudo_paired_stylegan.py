@@ -441,6 +441,11 @@ def test_what_cannot_work_is_refused(
     assert not list(tmp_path.glob("c/finetuned_*")), "nothing was trained before"
 
 
+def test_photographs_need_the_encoder_that_the_settings_name(micro_stylegan: Path) -> None:
+    with pytest.raises(UserError, match="content is refiner, .* there is none: set model.refiner"):
+        make_method(micro_stylegan, content="refiner", refiner=None)
+
+
 def test_without_the_paired_term_there_is_nothing_to_prepare(
     micro_stylegan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

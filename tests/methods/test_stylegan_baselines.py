@@ -252,6 +252,13 @@ def test_a_checkpoint_of_the_finetuned_generator_is_a_target(micro_stylegan: Pat
         predict(make_swap(micro_stylegan, target=None), tmp_path)
 
 
+def test_mind_the_gap_learns_at_the_pace_of_a_lazy_adam(micro_stylegan: Path, micro_osasis: MicroOSASIS) -> None:
+    method = make_gap(micro_stylegan, micro_osasis)
+    method.configure_model()
+    (settings,) = method.named_optimizers()["generator"][0].param_groups
+    assert settings["betas"] == pytest.approx((0.0, 0.99**0.8))
+
+
 def test_results_are_compared_with_the_style_pictures_of_the_data(micro_stylegan: Path, tmp_path: Path) -> None:
     method = make_swap(micro_stylegan, metrics={"style_features": "tiny/perceptual"})
     data = style_images(photos="scene:portrait/0-1", twin_style="cartoon")
