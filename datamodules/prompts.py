@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.filters import apply_filter, check_filter
 from datamodules.sampling import Samples, ShardSampler
-from datamodules.sources import find_sources
+from datamodules.sources import Source, find_sources
 from lightning_styles.errors import UserError, at_least
 from lightning_styles.files import places
 
@@ -55,6 +55,11 @@ class Prompts(L.LightningDataModule):
         self.sets = list(sets)
         entries = [(name, prompt) for name, entry in sets.items() for prompt in read_prompts(entry)]
         self.plan = PromptPlan(tuple(entries), pictures_per_prompt)
+
+    @property
+    def sources(self) -> list[Source]:
+        """The names of what `predict` draws."""
+        return [Source(self.plan(i)["name"]) for i in range(len(self.plan))]
 
     def twin(self, images: Tensor) -> Tensor | None:
         """The exact twins of pictures (B, 3, H, W) in [-1, 1] that were drawn without style; None without a filter."""

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from lightning_styles.errors import UserError
+from lightning_styles.files import file_name
 from lightning_styles.imaging import from_uint8, save_png, to_uint8
 from lightning_styles.square import to_square
 
@@ -182,7 +183,7 @@ def find_face(photo: Tensor, landmarks: np.ndarray | None, size: int, name: str,
         if not covers(quad, height, width):
             return Face(align(photo, quad, size).to(photo), quad)
     elif height != width:
-        shown = folder / f"{name}_unaligned.png"
+        shown = folder / file_name(name, "_unaligned.png")
         save_png(shown, overlay(photo, _middle(height, width)))
         log.warning(
             "'%s' is not aligned and has no landmarks beside it, so its middle is taken; %s shows that, and where eyes "
