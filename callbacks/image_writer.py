@@ -14,8 +14,9 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from datamodules.sources import check_apart
 from lightning_styles.errors import UserError
-from lightning_styles.files import check_writable, file_name, same_file
+from lightning_styles.files import check_writable, file_name
 from lightning_styles.imaging import NameRefused, is_foreign, read_settings, save_png
 
 # Both are as they should be: names come from the batch, and finished pictures are skipped.
@@ -54,12 +55,7 @@ class ImageWriter(BasePredictionWriter):
     def _check_targets(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         sources = getattr(data, "sources", [])
-        folders = {source.path.parent for source in sources if source.from_folder}
-        if any(same_file(folder, self.output_dir) for folder in folders):
-            raise UserError(
-                f"The results would lie among the pictures that they are made of, in {self.output_dir}; "
-                "choose another folder for them."
-            )
+        check_apart(sources, self.output_dir)
         result_name = getattr(pl_module, "result_name", str)
         targets = [self._target(result_name(source.name)) for source in sources]
         there = {_identity(path): path for path in targets if os.path.lexists(path)}

@@ -6,7 +6,7 @@ import re
 import sys
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from hashlib import sha256
@@ -38,12 +38,51 @@ def existing(name: str) -> Path:
     return found
 
 
+def read_text(path: Path, most: int, what: str) -> str:
+    """The text of a file of at most `most` bytes; `what` it is for messages.
+
+    Raises:
+        UserError: it is larger, or no UTF-8 text.
+    """
+    size = path.stat().st_size
+    if size > most:
+        raise UserError(f"{what} {path} has {size:,} bytes; expected at most {most:,}: shorten or remove it.")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} {path} is no UTF-8 text ({error.reason}); save it as UTF-8.") from error
+
+
 def same_file(path: str | Path, other: str | Path) -> bool:
     """Whether two paths lead to one file or folder, however they are spelled; False where one does not exist."""
     try:
         return os.path.samefile(path, other)
     except OSError:
         return False
+
+
+def check_target(output: Path, read: Iterable[Path], overwrite: bool, option: str = "--overwrite") -> None:
+    """Refuse to write over a file that is read and, without `overwrite`, over anything; an empty folder is nothing.
+
+    Raises:
+        UserError: naming `output` and the `option` that allows it.
+    """
+    if any(same_file(output, path) for path in read):
+        raise UserError(f"{output} is what is read; write the result to another place.")
+    nothing = not os.path.lexists(output) or (output.is_dir() and not any(output.iterdir()))
+    if not (nothing or overwrite):
+        raise UserError(f"{output} is there already; write to another place, or replace it with {option}.")
+
+
+def check_unclaimed(folder: Path, names: Iterable[str], mark: str) -> None:
+    """Refuse a folder with files of these names but without `mark`, which who writes them leaves there.
+
+    Raises:
+        UserError: naming the first file.
+    """
+    there = [name for name in names if os.path.lexists(folder / name)]
+    if there and not (folder / mark).exists():
+        raise UserError(f"{folder / there[0]} is there already and is from elsewhere; move it, or give another --out.")
 
 
 def file_name(stem: str, suffix: str) -> str:

@@ -22,10 +22,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_styles.commands import LightParser
+from lightning_styles.commands import LightParser, saying_when_interrupted
 from lightning_styles.commands.compare_rows import Axes, Row, chosen, read_plot, read_rows, resolve
 from lightning_styles.commands.compare_table import Result, entries, show, write_json, write_table
 from lightning_styles.errors import UserError
+from lightning_styles.files import check_unclaimed
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
@@ -66,7 +67,8 @@ def main(arguments: list[str]) -> int:
     from lightning_styles.__main__ import check_siblings
 
     check_siblings()
-    return run(options, flags)
+    with saying_when_interrupted(lambda: "finished rows are kept; the same command runs the others"):
+        return run(options, flags)
 
 
 # ---- one run
@@ -190,6 +192,7 @@ def run(options: argparse.Namespace, flags: list[str]) -> int:
 
     path = find_config(options.comparison)
     out: Path = options.out or Path(ROOT) / run_name(path, "")
+    check_unclaimed(out, ("table.md", "table.json", "pareto.png"), mark="rows")
     rows, axes = chosen(read_rows(path, out, flags, options.config), options.rows), read_plot(path)
     files, results = look_up(rows, options.fresh)
     waiting = [row for row in rows if row.name not in results]
