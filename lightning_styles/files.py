@@ -74,17 +74,6 @@ def check_target(output: Path, read: Iterable[Path], overwrite: bool, option: st
         raise UserError(f"{output} is there already; write to another place, or replace it with {option}.")
 
 
-def check_unclaimed(folder: Path, names: Iterable[str], mark: str) -> None:
-    """Refuse a folder with files of these names but without `mark`, which who writes them leaves there.
-
-    Raises:
-        UserError: naming the first file.
-    """
-    there = [name for name in names if os.path.lexists(folder / name)]
-    if there and not (folder / mark).exists():
-        raise UserError(f"{folder / there[0]} is there already and is from elsewhere; move it, or give another --out.")
-
-
 def file_name(stem: str, suffix: str) -> str:
     """`stem` + `suffix` or, where that is more than a file system takes, as much of it as goes and a digest of it."""
     whole = stem + suffix

@@ -26,7 +26,6 @@ from lightning_styles.commands import LightParser, saying_when_interrupted
 from lightning_styles.commands.compare_rows import Axes, Row, chosen, read_plot, read_rows, resolve
 from lightning_styles.commands.compare_table import Result, entries, show, write_json, write_table
 from lightning_styles.errors import UserError
-from lightning_styles.files import check_unclaimed
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
@@ -192,7 +191,9 @@ def run(options: argparse.Namespace, flags: list[str]) -> int:
 
     path = find_config(options.comparison)
     out: Path = options.out or Path(ROOT) / run_name(path, "")
-    check_unclaimed(out, ("table.md", "table.json", "pareto.png"), mark="rows")
+    there = [name for name in ("table.md", "table.json", "pareto.png") if (out / name).exists()]
+    if there and not (out / "rows").is_dir():
+        raise UserError(f"{out / there[0]} is there already and is from elsewhere; move it, or give another --out.")
     rows, axes = chosen(read_rows(path, out, flags, options.config), options.rows), read_plot(path)
     files, results = look_up(rows, options.fresh)
     waiting = [row for row in rows if row.name not in results]

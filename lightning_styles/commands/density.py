@@ -11,13 +11,14 @@ from typing import Any
 
 from lightning_styles.commands import LightParser, saying_when_interrupted
 from lightning_styles.errors import UserError, at_least
-from lightning_styles.files import check_unclaimed, check_writable
+from lightning_styles.files import check_writable
 
 SAVE_EVERY = 20.0  # seconds
 TILE = 128  # px, of a picture in the sheets
 TABLE, SHEET, LOW, HIGH = "density.json", "density.csv", "low_density.png", "high_density.png"
 GOES_ON = "the same command goes on from there"
 KEYS = ("name", "distance", "path")
+COLUMNS = ("rank", *KEYS)
 
 Row = dict[str, Any]  # KEYS of a picture, and its rank in the table
 
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     check_apart(sources, options.out)
     reader = Reader(sources, options.resolution)
     recipe = recipe_of(options)
-    check_unclaimed(options.out, (SHEET, LOW, HIGH), TABLE)
+    check_own(options.out)
     known = read_table(options.out / TABLE, recipe)  # with --fresh too, which replaces no file of another kind
     known = {} if options.fresh else known
     rows = [row for source in reader.sources if (row := known.get((source.name, str(source.path or ""))))]
@@ -85,6 +86,22 @@ def run(options: argparse.Namespace) -> int:
     draw_ends(options.out, reader, rows, options.top, recipe)
     say(f"Table: {options.out / SHEET}", f"Pictures: {options.out / LOW} and {options.out / HIGH}")
     return 0
+
+
+def check_own(folder: Path) -> None:
+    """Refuse a folder with files of the names of results that are from elsewhere.
+
+    Raises:
+        UserError: naming the first one.
+    """
+    from lightning_styles.imaging import is_foreign
+
+    table, heading = folder / SHEET, ",".join(COLUMNS).encode()
+    foreign = [file for file in (folder / LOW, folder / HIGH) if is_foreign(file)]
+    if table.exists() and not (table.is_file() and table.read_bytes().startswith(heading)):
+        foreign.append(table)
+    if foreign:
+        raise UserError(f"{foreign[0]} is there already and is from elsewhere; move it, or give another --out.")
 
 
 def recipe_of(options: argparse.Namespace) -> Row:
@@ -185,7 +202,7 @@ def write_table(folder: Path, recipe: Row, rows: list[Row]) -> list[Row]:
     with replacing(folder / TABLE) as file:
         file.write_text(json.dumps({"recipe": recipe, "pictures": ranked}, indent=1) + "\n", encoding="utf-8")
     with replacing(folder / SHEET) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ["rank", *KEYS])
+        writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(ranked)
     return ranked
