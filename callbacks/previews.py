@@ -18,6 +18,7 @@ from torch import Tensor
 
 from callbacks.ema import averaged
 from lightning_styles.errors import at_least
+from lightning_styles.image_files import opened
 from lightning_styles.imaging import from_uint8, read_settings, replacing, save_png, to_uint8
 
 log = logging.getLogger(__name__)
@@ -184,7 +185,7 @@ def _result(strip: Path) -> Image.Image | None:
     settings = read_settings(strip)
     if not settings or not settings.get("result"):
         return None
-    with Image.open(strip) as image:
+    with opened(strip) as image:
         cuts = [image.crop(tuple(box)).convert("RGB") for box in settings["result"]]
     frame = Image.new("RGB", (sum(cut.width for cut in cuts), cuts[0].height))
     left = 0

@@ -14,6 +14,7 @@ from datamodules.pair_sources import Pair, Size, find_pairs, working_size
 from datamodules.pictures import SIDES, Pictures
 from datamodules.prompts import Prompts
 from datamodules.sampling import draw, shuffled, train_loader
+from datamodules.sources import Source
 from lightning_styles.errors import UserError, at_least
 
 PLACES = 16  # that a random crop of one picture can have, so that what is made of crops can be kept
@@ -128,6 +129,11 @@ class Pairs(L.LightningDataModule):
 
     def predict_dataloader(self) -> Any:
         return self._new().predict_dataloader()
+
+    @property
+    def sources(self) -> list[Source]:
+        """What `predict` draws."""
+        return [] if self.new is None else self.new.sources
 
     @property
     def sets(self) -> list[str]:

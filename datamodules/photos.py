@@ -7,6 +7,7 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from datamodules.pictures import Pictures
+from datamodules.sources import Source
 from lightning_styles.errors import UserError
 
 
@@ -33,6 +34,11 @@ class WithPhotos(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self.photos.predict_dataloader()
+
+    @property
+    def sources(self) -> list[Source]:
+        """What `predict` stylizes."""
+        return self.photos.sources
 
     @cached_property
     def photos(self) -> Pictures:

@@ -57,6 +57,11 @@ class Pictures(L.LightningDataModule):
         self.num_workers = num_workers
         self.reader = Reader(find_sources(images), resolution, twin_style=twin_style, captions=captions)
 
+    @property
+    def sources(self) -> list[Source]:
+        """What `predict` stylizes."""
+        return self.reader.sources
+
     def pictures(self) -> list[dict[str, Any]]:
         """Every picture, loaded: dicts of `image` (3, H, W), `name`, `caption`, `index` and perhaps `twin`.
 

@@ -30,6 +30,7 @@ from lightning_styles.errors import UserError
 from lightning_styles.files import check_writable, replacing
 from lightning_styles.parser import ConfigFile, StylesParser
 from lightning_styles.progress import IterationBar
+from lightning_styles.prompts import check_lengths
 from lightning_styles.required_files import foreign_classes, import_class, missing_files
 
 
@@ -194,6 +195,7 @@ class StylesCLI(LightningCLI):
             )
 
     def before_instantiate_classes(self) -> None:
+        check_lengths(self.settings.items())
         self.check_method()
         trainer = self.settings["trainer"]
         if self.config["subcommand"] == "fit" and trainer["max_steps"] == 0:

@@ -103,6 +103,10 @@ class StyleModule(L.LightningModule):
         """Named columns of pictures, (B, 3, H, W) in [-1, 1], that show the state of the run."""
         return {}
 
+    def result_name(self, name: str) -> str:
+        """What `predict` calls the result of the picture `name`."""
+        return name
+
     def export(self, path: Path, layout: str) -> None:
         """Write what was trained to the file or folder `path`, in a layout that is a key of `formats`."""
         raise NotImplementedError

@@ -1,6 +1,7 @@
 """The config parser: layered YAML files and flags, with errors of a few lines instead of a usage page."""
 
 import difflib
+import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,12 +12,16 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_styles.errors import UserError
 from lightning_styles.files import places
+from lightning_styles.long_lists import make_linear
 from lightning_styles.messages import hints, shorten
 
 MOST_VALUES = 100_000  # in one config file
 
 # `${vars.x}` in a file means the root of that file although the tree hangs below `fit` in the parser.
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+make_linear()
+# What it reads is counted before, in `read_config`; a folder's pictures as a list are more than its own limit.
+os.environ.setdefault("OMEGACONF_MAX_YAML_EXPANDED_NODES", str(10 * MOST_VALUES))
 
 
 def find_config(path: str) -> Path:

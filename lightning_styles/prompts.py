@@ -1,6 +1,26 @@
 """Prompts with the places {style} and {caption} in them."""
 
+from collections.abc import Iterable
+from typing import Any
+
 from lightning_styles.errors import UserError
+
+MOST_LETTERS = 10_000  # of a text in a config or beside a picture; text encoders read the first 300 or so
+
+
+def check_lengths(settings: Iterable[tuple[str, Any]]) -> None:
+    """Refuse texts that are too long to be meant, in lists too: a tokenizer takes minutes for them.
+
+    Raises:
+        UserError: naming the first one.
+    """
+    for name, value in settings:
+        if isinstance(value, str) and len(value) > MOST_LETTERS:
+            raise UserError(f"{name} has {len(value):,} letters; expected at most {MOST_LETTERS:,}.")
+        if isinstance(value, dict):
+            check_lengths((f"{name}.{key}", entry) for key, entry in value.items())
+        elif isinstance(value, list | tuple):
+            check_lengths((f"{name}[{i}]", entry) for i, entry in enumerate(value))
 
 
 def fill(prompt: str, style: str, caption: str) -> str:
@@ -14,6 +34,7 @@ def check_prompts(**prompts: str) -> None:
     Raises:
         UserError: naming the first one.
     """
+    check_lengths(prompts.items())
     for name, prompt in prompts.items():
         try:
             fill(prompt, "", "")

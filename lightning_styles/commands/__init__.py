@@ -4,6 +4,8 @@ import argparse
 import difflib
 import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 
@@ -22,3 +24,14 @@ class LightParser(argparse.ArgumentParser):
                 print(f"hint: '{word}': did you mean '{close}'?", file=sys.stderr)
         print(f"hint: {self.prog} --help lists the options.", file=sys.stderr)
         raise SystemExit(2)
+
+
+@contextmanager
+def saying_when_interrupted(state: Callable[[], str]) -> Iterator[None]:
+    """Prints, when Ctrl-C or a signal ends the block, the `state` that it leaves things in."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, KeyboardInterrupt) or (isinstance(stop.code, int) and stop.code > 128):
+            print(f"Interrupted: {state()}.", flush=True)
+        raise

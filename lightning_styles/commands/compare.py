@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_styles.commands import LightParser
+from lightning_styles.commands import LightParser, saying_when_interrupted
 from lightning_styles.commands.compare_rows import Axes, Row, chosen, read_plot, read_rows, resolve
 from lightning_styles.commands.compare_table import Result, entries, show, write_json, write_table
 from lightning_styles.errors import UserError
@@ -66,7 +66,8 @@ def main(arguments: list[str]) -> int:
     from lightning_styles.__main__ import check_siblings
 
     check_siblings()
-    return run(options, flags)
+    with saying_when_interrupted(lambda: "finished rows are kept; the same command runs the others"):
+        return run(options, flags)
 
 
 # ---- one run
@@ -190,6 +191,9 @@ def run(options: argparse.Namespace, flags: list[str]) -> int:
 
     path = find_config(options.comparison)
     out: Path = options.out or Path(ROOT) / run_name(path, "")
+    there = [name for name in ("table.md", "table.json", "pareto.png") if (out / name).exists()]
+    if there and not (out / "rows").is_dir():
+        raise UserError(f"{out / there[0]} is there already and is from elsewhere; move it, or give another --out.")
     rows, axes = chosen(read_rows(path, out, flags, options.config), options.rows), read_plot(path)
     files, results = look_up(rows, options.fresh)
     waiting = [row for row in rows if row.name not in results]

@@ -33,6 +33,9 @@ def parser() -> argparse.ArgumentParser:
         help="change a setting of the method, for example mode=multimodal; may be given several times",
     )
     options.add_argument(
+        "--overwrite", action="store_true", help="make every result again, also in the place of files from elsewhere"
+    )
+    options.add_argument(
         "--trust", action="store_true", help="accept a checkpoint that names classes outside lightning_styles"
     )
     return options
@@ -100,7 +103,13 @@ def run(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     averages = [EMA()] if average_of(content) else []
     silent = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     silent |= {"default_root_dir": options.out}
-    trainer = Trainer(**where, **silent, callbacks=[ImageWriter(options.out), IterationBar(), *averages])  # type: ignore[arg-type]
+    writer = ImageWriter(options.out, options.overwrite)
+    trainer = Trainer(**where, **silent, callbacks=[writer, IterationBar(), *averages])  # type: ignore[arg-type]
     say(f"stylize: {type(model).__name__} from {checkpoint} on {trainer.strategy.root_device}")
-    trainer.predict(model, datamodule=data, ckpt_path=str(checkpoint), return_predictions=False)
+    try:
+        trainer.predict(model, datamodule=data, ckpt_path=str(checkpoint), return_predictions=False)
+    except SystemExit:
+        if trainer.interrupted:  # Lightning turns Ctrl-C into exit code 1
+            raise KeyboardInterrupt from None
+        raise
     return 0

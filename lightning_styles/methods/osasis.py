@@ -358,11 +358,14 @@ class OSASIS(StyleModule):
         self.B.train(training)
         return result
 
+    def result_name(self, name: str) -> str:
+        return f"{name}_grid" if self.hparams.grid else name
+
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any] | None:
         """Stylize photos of any one size; with `grid`, a sheet of each over t0 and lambda_spn."""
         h, (height, width) = self.hparams, batch["image"].shape[-2:]
         sheets = h.grid and self.trainer.state.fn == "predict"
-        names = [f"{name}_grid" for name in batch["name"]] if sheets else batch["name"]
+        names = [self.result_name(name) for name in batch["name"]] if sheets else batch["name"]
         if self.finished.issuperset(names):
             return None
         encoder, decoder = processes = [picture_process(h.predict_steps[key]) for key in STEPS]

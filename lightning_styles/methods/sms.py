@@ -19,6 +19,7 @@ from lightning_styles.diffusion import timesteps
 from lightning_styles.diffusion.schedules import NoiseSchedule
 from lightning_styles.diffusion.scores import Query, Scores
 from lightning_styles.errors import UserError, at_least
+from lightning_styles.files import file_name
 from lightning_styles.imaging import pad_to_multiple, save_png
 from lightning_styles.losses import score_distillation as distill
 from lightning_styles.losses import spectrum
@@ -404,16 +405,16 @@ class SMS(StyleModule):
         if folder is not None and self.trainer.is_global_zero:
             self.results = Path(folder) / "results"
             for name, source, result in zip(self.names, self.images, self.decode(self.z_tgt), strict=True):
-                save_png(self.results / f"{name}.png", result, dict(self.hparams))
-                save_png(self.results / f"{name}_before_after.png", torch.cat([source, result], dim=-1))
+                save_png(self.results / file_name(name, ".png"), result, dict(self.hparams))
+                save_png(self.results / file_name(name, "_before_after.png"), torch.cat([source, result], dim=-1))
 
     def closing_lines(self) -> list[str]:
         if not hasattr(self, "results"):
             return []
-        first = self.results / self.names[0]
+        shown = [self.results / file_name(self.names[0], end) for end in (".png", "_before_after.png")]
         return [
-            f"stylized picture:  {first}.png",
-            f"before and after:  {first}_before_after.png",
+            f"stylized picture:  {shown[0]}",
+            f"before and after:  {shown[1]}",
             f"TensorBoard:       tensorboard --logdir {self.results.parent}",
             f"Next:              python -m lightning_styles stylize PHOTOS --style {self.results.parent} --out out",
         ]
