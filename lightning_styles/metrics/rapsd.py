@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_styles.errors import UserError
+from lightning_styles.metrics.pictures import check_pictures
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -20,15 +21,16 @@ def rapsd(images: Tensor, rings: int | None = None) -> tuple[Tensor, Tensor]:
     White noise of variance v has power v at every frequency.
 
     Args:
-        images: (B, 3, H, W).
+        images: (B, 3, H, W) in [-1, 1].
         rings: K, at most min(H, W) / 2, which is the default: rings of integer radius in a square picture.
 
     Returns:
         Frequencies (K + 1,) in cycles per pixel, 0 to 0.5, and power (B, K + 1).
 
     Raises:
-        UserError: the pictures are too small for so many rings.
+        UserError: the pictures are too small for so many rings, or no pictures in [-1, 1].
     """
+    check_pictures("spectrum", images)
     height, width = images.shape[-2:]
     finest = min(height, width) // 2
     rings = finest if rings is None else rings
@@ -62,7 +64,7 @@ class RadialSpectrum(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, images: Tensor) -> None:
-        """Add `images` (B, 3, H, W)."""
+        """Add `images` (B, 3, H, W) in [-1, 1]."""
         self.total += rapsd(images, self.rings)[1].sum(0)
         self.count += len(images)
 
