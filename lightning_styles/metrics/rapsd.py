@@ -40,10 +40,11 @@ def rapsd(images: Tensor, rings: int | None = None) -> tuple[Tensor, Tensor]:
     power = torch.fft.fft2(gray).abs().square() / (height * width)
     f_y, f_x = (torch.fft.fftfreq(n, device=images.device) for n in (height, width))
     ring = (torch.hypot(f_y[:, None], f_x) * 2 * rings).round().long().flatten()
-    inside = ring <= rings  # the corners of the square lie beyond 0.5 cycles per pixel
-    total = power.new_zeros(len(power), rings + 1).index_add_(1, ring[inside], power.flatten(1)[:, inside])
+    ring = ring.clamp(max=rings + 1)  # one more for the corners of the square, beyond 0.5 cycles per pixel
+    with_count = torch.cat([power.flatten(1), power.new_ones(1, height * width)])
+    total = power.new_zeros(len(with_count), rings + 2).index_add_(1, ring, with_count)[:, :-1]
     frequencies = torch.linspace(0, 0.5, rings + 1, device=images.device)
-    return frequencies, total / ring[inside].bincount(minlength=rings + 1)
+    return frequencies, total[:-1] / total[-1]
 
 
 class RadialSpectrum(Metric):
