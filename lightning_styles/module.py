@@ -118,7 +118,7 @@ class StyleModule(L.LightningModule):
     @classmethod
     def required_models(cls, init_args: dict[str, Any]) -> list[tuple[str, str]]:
         """(name or path, kind) of every pretrained file that a run with `init_args` reads."""
-        from lightning_styles.metrics.evaluation import required_models
+        from lightning_styles.metrics.networks import required_models
 
         return required_models(init_args.get("metrics") or {})
 
@@ -256,7 +256,8 @@ class StyleModule(L.LightningModule):
         """Measure what `predict` makes of a batch against its source and, where known, its exact twin."""
         if self.evaluations:
             predicted = self.predict_step(batch, batch_idx)
-            self.evaluation.update(torch.stack(predicted["image"]), batch["image"], batch.get("twin"))
+            results = torch.stack(predicted["image"]).clamp(-1, 1)  # as they are written
+            self.evaluation.update(results, batch["image"], batch.get("twin"))
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """As `test_step`."""

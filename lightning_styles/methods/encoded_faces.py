@@ -144,14 +144,9 @@ class EncodedFaces(StyleModule):
 
     def on_test_epoch_start(self) -> None:
         super().on_test_epoch_start()
-        pictures = self.style_pictures() if self.evaluation else None
-        if pictures is not None:
-            self.evaluation.set_style_images(pictures)
-
-    def style_pictures(self) -> Tensor | None:
-        """What `test` compares results with, (N, 3, S, S): the style pictures of the data, if it has any."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        return torch.stack(list(data.squares().values())) if hasattr(data, "squares") else None
+        if self.evaluation and hasattr(data, "squares") and "style_images" not in self.metrics:
+            self.evaluation.set_style_images(torch.stack(list(data.squares().values())))
 
     def images(self, batch: dict[str, Any], faces: list[Face]) -> list[Tensor]:
         """What `predict` returns of the faces of a batch."""

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from lightning_styles import noise
 from lightning_styles.errors import UserError, at_least, check_keys
-from lightning_styles.files import existing
-from lightning_styles.imaging import find_images
 from lightning_styles.losses.gan import generator_loss
 from lightning_styles.losses.semantic import perceptual_distance, semantic_distance, shrink
 from lightning_styles.methods.finetuned_stylegan import without_gradients
@@ -27,7 +25,6 @@ from lightning_styles.models.psp import Space
 from lightning_styles.models.stylegan2.layers import full_precision
 from lightning_styles.models.stylegan2.mixing import truncate
 from lightning_styles.models.stylegan2.pairing import PairSettings
-from lightning_styles.square import open_square
 
 TERMS = {"adversarial": 1.0, "semantic": 1.0, "paired": 1.0}
 PREVIEWS = 4
@@ -86,11 +83,10 @@ class PseudoPairedStyleGAN(StylizedFaces):
         reference_steps: of the search for its styles, which are then kept in `cache`.
         paste_back: put faces that were cut out of photographs back there.
         feature_cache: GB of memory for what the style pictures look like to the perceptual network.
-        style_images: folder of style pictures that `fid` compares with in `test`; None compares with those of the data,
-            and where the data have none, with the twins.
         semantic_samples: pictures of the semantic distance of G and G' in `validate` and `test`; 0 leaves it out.
         cache: folder of G*, the pairs and the references.
-        metrics: name -> network or folder for `validate` and `test`, see `lightning_styles.metrics`.
+        metrics: name -> network or folder for `validate` and `test`, see `lightning_styles.metrics`; the style pictures
+            of the data are the style_images where it names none.
         seed: key of all randomness.
     """
 
@@ -143,7 +139,6 @@ class PseudoPairedStyleGAN(StylizedFaces):
         reference_steps: int = 1000,
         paste_back: bool = False,
         feature_cache: float = 8.0,
-        style_images: str | None = None,
         semantic_samples: int = 0,
         cache: str = "runs/pseudo_pairs",
         metrics: dict[str, str] | None = None,
@@ -269,12 +264,6 @@ class PseudoPairedStyleGAN(StylizedFaces):
             return perceptual_distance(self.judge, image, self.targets.maps(chosen)).mean()
 
     # ---- evaluation
-
-    def style_pictures(self) -> Tensor | None:
-        if not self.hparams.style_images:
-            return super().style_pictures()
-        files = find_images(existing(self.hparams.style_images))
-        return torch.cat([open_square(file, self.source.size, "crop") for file in files])
 
     def _log_evaluation(self, stage: str) -> None:
         super()._log_evaluation(stage)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_styles.errors import UserError
 from lightning_styles.models.adapters import adapter_parameters, add_lora, lora_layers, routed
 from lightning_styles.pretrained.style_lora import load_style_lora, merged_delta
-from tests.golden.fill import FOLDER, load_case, values
+from tests.golden.fill import FOLDER, load_case, rounding_of, values
 from tests.golden.sms_world import make_unet
 
 CASE, EXPECTED = load_case("sms/c_kohya")
@@ -99,11 +99,20 @@ def test_the_reference_merge_agrees_with_the_reference(unet: nn.Module) -> None:
     after = unet.state_dict()
     assert after.keys() == before.keys()
     for key in (key for key in EXPECTED if key.startswith("merged.")):
-        torch.testing.assert_close(after[key.removeprefix("merged.")], EXPECTED[key], rtol=0, atol=1e-6)
+        name = key.removeprefix("merged.")
+        tolerance = rounding_of(torch.float16, EXPECTED[key] - before[name])
+        torch.testing.assert_close(after[name], EXPECTED[key], **tolerance)
     assert {key.removesuffix(".weight") for key in after if not torch.equal(after[key], before[key])} == set(
         report.used
     )
     assert len(report.skipped) == 2
+
+
+def test_the_reference_product_is_rounded_to_half_precision() -> None:
+    up, down = values("up", (6, 4), 1), values("down", (4, 5), 2)
+    exact, found = merged_delta(up, down, 2.0, 0.8), merged_delta(up, down, 2.0, 0.8, torch.float16)
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.float(), exact, **rounding_of(torch.float16, exact))
 
 
 def test_merged_delta_in_float32_agrees_with_the_reference(unet: nn.Module) -> None:
