@@ -24,6 +24,9 @@ Net = TypeVar("Net", bound=nn.Module)
 BESIDE_TENSORS = ("pytorch_lightning.", "lightning.", "pathlib.", "numpy.", "argparse.")
 # What torch.compile, FSDP and activation checkpointing put into names; kohya's names have underscores for dots.
 WRAPPERS = re.compile(r"(?:^|(?<=[._]))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)[._]")
+# Names and dtypes by which weights are known to be packed in 8 bits or less, whose scales are in no common form.
+PACKED = re.compile(r"scale_weight$|weight_scale$|scaled_fp8|comfy_quant|bitsandbytes|\.absmax$|\.quant_map$")
+PLAIN = re.compile(r"BF16|F16|F32|F64|F8_E4M3|F8_E5M2")
 LONGEST_JSON = 1_000_000  # characters; configurations of networks and adapters take thousands
 
 
@@ -102,6 +105,24 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         entries = {key: Entry(part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items()}
         metadata = file.metadata() or {}
     return plain_names(entries, path.name), metadata
+
+
+def first_packed(entries: Mapping[str, Entry]) -> str | None:
+    """What is wrong with weights that only the program that packed them can read; None with plain ones."""
+    for key, (dtype, _) in entries.items():
+        if PACKED.search(key) or not (PLAIN.fullmatch(dtype) or key.endswith("position_ids")):
+            return f"its weights are packed ({key} of {dtype}); give it in half precision"
+    return None
+
+
+def is_wrapped(path: Path) -> bool:
+    """Whether a safetensors file has names that `plain_names` would change.
+
+    Raises:
+        UserError: as `read_safetensors`.
+    """
+    with _opened(path) as file:
+        return any(WRAPPERS.search(key) for key in file.keys())  # noqa: SIM118 - it is no dict
 
 
 @contextmanager
