@@ -10,7 +10,7 @@ from lightning_styles.files import existing
 
 
 class RequiredFile(NamedTuple):
-    """One pretrained file; `path` is None when it is missing and `mend` then says what to do.
+    """One pretrained file; `path` is None when it is missing or of no use, and `mend` then says what to do.
 
     `about` is its size, source and licence.
     """
@@ -56,16 +56,17 @@ def import_class(class_path: str) -> type:
 
 
 def required_files(config: dict[str, Any], command: str = "check") -> list[RequiredFile]:
-    """Locate what the model, the data and the callbacks of a config say they read.
+    """Locate what the model, the data and the callbacks of a config say they read, and look into its headers.
 
     Args:
         config: plain values with class_path and init_args under `model`, `data` and `trainer.callbacks`.
         command: what is to run; settings that a class names in `fit_only` count for fit and prepare alone, and
             `metrics` where something is measured. check wants them all.
     """
-    measured = command not in ("predict", "prepare") and not (command == "fit" and _without_validation(config))
     from lightning_styles.pretrained import describe, locate
+    from lightning_styles.pretrained.headers import check_header
 
+    measured = command not in ("predict", "prepare") and not (command == "fit" and _without_validation(config))
     parts = [config.get("model"), config.get("data"), *((config.get("trainer") or {}).get("callbacks") or [])]
     found: dict[tuple[str, str], RequiredFile] = {}
     for part in parts:
@@ -77,6 +78,7 @@ def required_files(config: dict[str, Any], command: str = "check") -> list[Requi
         for name, kind in ask(settings) if ask else ():
             try:
                 path = existing(name) if kind == "file" else Path(locate(name, kind))
+                check_header(path, kind)
                 found[name, kind] = RequiredFile(name, kind, path, "", describe(name, path))
             except UserError as error:
                 found[name, kind] = RequiredFile(name, kind, None, str(error))

@@ -22,6 +22,7 @@ class SDEdit(StyleModule):
         style: the style in words.
         strength: how far the photo is noised, 0 (the photo itself) to 1 (nothing of it left).
         lora_strength: factor on the style LoRA.
+        lora_partial: take a style LoRA too of which less than 90 % of the layers exist in the base.
         steps: DDIM steps from pure noise; strength * steps of them are taken.
         guidance: classifier-free guidance.
         target_prompt: prompt; {style} and {caption} are filled in.
@@ -39,6 +40,7 @@ class SDEdit(StyleModule):
         style: str,
         strength: float = 0.5,
         lora_strength: float = 0.8,
+        lora_partial: bool = False,
         steps: int = 50,
         guidance: float = 4.5,
         target_prompt: str = "{style}, {caption}",
@@ -71,7 +73,8 @@ class SDEdit(StyleModule):
         self.base_models = {h.base: base.sha256}
         if h.style_lora:
             lora = locate(h.style_lora, "lora")
-            log.info("style LoRA %s", load_style_lora(base.unet, lora, strength=h.lora_strength))
+            options = {"strength": h.lora_strength, "partial": h.lora_partial}
+            log.info("style LoRA %s", load_style_lora(base.unet, lora, **options))
             base.unet.set_adapter("style")
             self.base_models[h.style_lora] = fingerprint(lora)
         self.unet, self.vae, self.text_encoder, self.multiple = base.unet, base.vae, base.text_encoder, base.multiple

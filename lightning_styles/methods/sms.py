@@ -43,6 +43,7 @@ class SMS(StyleModule):
         style: the style in words, as the LoRA knows it, such as "watercolor style".
         real: base of the real and fake scores; None is `base`.
         lora_strength: factor on the style LoRA.
+        lora_partial: take a style LoRA too of which less than 90 % of the layers exist in the base.
         lora_text_encoder: also apply the LoRA's text-encoder part to the style model's prompts (official code: no).
         iterations: N of each picture.
         objective: the gradient g: "sms" and "vsd" match scores and learn a fake one, "sds", "dds" and "pds" do not.
@@ -88,6 +89,7 @@ class SMS(StyleModule):
         style: str,
         real: str | None = None,
         lora_strength: float = 0.8,
+        lora_partial: bool = False,
         lora_text_encoder: bool = False,
         iterations: int = 500,
         objective: Literal["sms", "vsd", "sds", "dds", "pds"] = "sms",
@@ -179,7 +181,8 @@ class SMS(StyleModule):
                 encoders["style"] = deepcopy(base.text_encoder)
             text_encoder = encoders["style"] if h.lora_text_encoder else None
             lora = locate(h.style_lora, "lora")
-            report = load_style_lora(base.unet, lora, strength=h.lora_strength, text_encoder=text_encoder)
+            options = {"strength": h.lora_strength, "partial": h.lora_partial}
+            report = load_style_lora(base.unet, lora, text_encoder=text_encoder, **options)
             log.info("style LoRA %s", report)
             self.base_models[h.style_lora] = fingerprint(lora)
         self.scores = Scores(base.unet, real.unet, has_lora=h.style_lora is not None)

@@ -31,10 +31,11 @@ class StyleGuidance(LoRAMethod):
 
     Args:
         styles: LoRA files with their words and shares.
+        lora_partial: take LoRAs too of which less than 90 % of the layers exist in the base.
         drawing: settings of `LoRAMethod`.
     """
 
-    def __init__(self, *, styles: list[StyleFile], **drawing: Any) -> None:
+    def __init__(self, *, styles: list[StyleFile], lora_partial: bool = False, **drawing: Any) -> None:
         super().__init__(iterations=1, **drawing)
         if not styles:
             raise UserError("styles is empty; name at least one LoRA, as {lora: FILE, phrase: WORDS, share: 1.0}.")
@@ -50,11 +51,8 @@ class StyleGuidance(LoRAMethod):
 
         for number, style in enumerate(self.hparams.styles):
             path = locate(style["lora"], "lora")
-            encoder = self.base.text_encoder
-            log.info(
-                "style LoRA %s",
-                load_style_lora(self.unet, path, text_encoder=encoder, name=f"style{number}", strength=1.0),
-            )
+            options = {"name": f"style{number}", "strength": 1.0, "partial": self.hparams.lora_partial}
+            log.info("style LoRA %s", load_style_lora(self.unet, path, text_encoder=self.base.text_encoder, **options))
             self.base_models[style["lora"]] = fingerprint(path)
 
     def styled(self, strength: float) -> list[Any]:

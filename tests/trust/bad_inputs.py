@@ -22,7 +22,7 @@ BASE, LORA = f"{SMS} --model.base {{w}}/bases/", f"{SMS} --model.style_lora {{w}
 METRIC = "test --config {w}/sms.yaml --model.metrics."
 NO_CHECKPOINT = "cannot be read as a checkpoint"
 RUNS_CODE = "opening it could run code; it is refused"
-NO_BASE = "is not a Stable Diffusion base in diffusers layout"
+NO_BASE = "is not a Stable Diffusion base( in diffusers layout)? that can be used"
 
 COMMANDS = [
     Bad("fti", "there is no command 'fti': did you mean 'fit'", 2),
@@ -180,13 +180,20 @@ MODELS = [
     Bad(f"{SMS} --model.style_lora coolkids-v2.5", "civitai.com/models/67980. Save it as"),
     Bad("test --config {w}/sms.yaml --model.metrics.lpips vgg16-imagenet", "553 MB.*download.pytorch.org"),
     *(
-        Bad(f"{SMS} --model.base {{w}}/{name}", "not a .safetensors file; a pickle may run code", late=True)
-        for name in ("pickle.ckpt", "pickle.bin")
+        Bad(f"{SMS} --model.base {{w}}/{name}", f"{NO_BASE}: {says}")
+        for name, says in {
+            "pickle.ckpt": "it is not a .safetensors file; a pickle may run code",
+            "pickle.bin": "it is not a .safetensors file; a pickle may run code",
+            "pickle.safetensors": ".* truncated or no safetensors file",
+            "no_lora": ".*No such file.*scheduler_config.json",
+            "no_lora.safetensors": "it has no tensors of a UNet",
+            "v_pred.safetensors": "it says v_pred, .*expected a model that predicts epsilon",
+            "no_vae.safetensors": "it has no autoencoder",
+            "inpainting.safetensors": "its UNet is for inpainting",
+        }.items()
     ),
-    *(
-        Bad(f"{SMS} --model.base {{w}}/{name}", NO_BASE, late=True)
-        for name in ("no_lora", "pickle.safetensors", "no_lora.safetensors")
-    ),
+    Bad(f"{BASE}v_prediction", "its scheduler says prediction_type='v_prediction', expected .* epsilon"),
+    Bad(f"{BASE}no_scheduler", f"{NO_BASE}: .*No such file.*scheduler_config.json"),
     *(
         Bad(f"{BASE}{name}", NO_BASE, late=True)
         for name in (
@@ -194,7 +201,6 @@ MODELS = [
             "no_vae",
             "no_text_encoder",
             "no_tokenizer",
-            "no_scheduler",
             "no_config",
             "broken_json",
             "broken_tokenizer",
@@ -209,8 +215,11 @@ MODELS = [
     Bad(f"{BASE}foreign_tokenizer", "has a foreign tokenizer: its words are numbered up to", late=True),
     Bad(f"{BASE}other_unet", "mixes two models: the UNet's text embedding is 24", late=True),
     Bad(f"{SMS} --model.real tiny/stable-diffusion", "are of different kinds.*widths 16 and 128", late=True),
+    Bad(f"{LORA}no_match.safetensors", "none of its 32 layers exists here", late=True),
+    Bad(f"{LORA}half_match.safetensors", "16 of its 32 layers exist here, .* set lora_partial to true", late=True),
+    Bad(f"{LORA}wide.safetensors", "is a LoRA for a text embedding of width 32, this .* width 16", late=True),
     *(
-        Bad(f"{LORA}{name}", says, late=True)
+        Bad(f"{LORA}{name}", says)
         for name, says in {
             "pickle.pt": "pickles can run code when opened; download the LoRA as .safetensors",
             "pickle.safetensors": "truncated or no safetensors file",
@@ -221,11 +230,12 @@ MODELS = [
             "empty.safetensors": "truncated or no safetensors file",
             "no_tensors.safetensors": "holds no LoRA layers",
             "no_lora.safetensors": "holds no LoRA layers",
-            "no_match.safetensors": "none of its 32 layers exists here",
-            "wide.safetensors": "is a LoRA for a text embedding of width 32, this .* width 16",
             "nan.safetensors": "is damaged: .* is no matrix of finite numbers",
             "loha.safetensors": "is a LoHa file, expected a plain LoRA",
             "odd_config.safetensors": "configuration of .* is no JSON",
+            "deep_config.safetensors": "configuration of .* is no JSON that can be read .*recursion",
+            "slow_pattern.safetensors": "alpha_pattern has .*, expected names of layers",
+            "alpha.safetensors": "alpha of .* is nan, expected a number",
             "no_lora": "no LoRA in the folder",
         }.items()
     ),
