@@ -12,6 +12,7 @@ from lightning_styles.diffusion.scores import Query, Scores
 from lightning_styles.errors import UserError
 from lightning_styles.methods.sms import SMS
 from lightning_styles.models.adapters import adapter_parameters, load_adapter_state
+from lightning_styles.precision import LOSS_SCALE
 from tests.golden.fill import fill_, load_case, relative_error
 from tests.golden.sms_world import SCHEDULER, latents, make_unet, noise, text
 
@@ -72,7 +73,8 @@ class GoldenSMS(SMS):
 
     def optimize(self, name: str, loss: Tensor, gradient: Tensor | None = None, **words: Any) -> None:
         super().optimize(name, loss, gradient, **words)
-        self.noted[name] = {k: p.grad.clone() for k, p in self.fake().items()} if name == "fake" else gradient
+        of_fake = {k: p.grad / LOSS_SCALE for k, p in self.fake().items() if p.grad is not None}
+        self.noted[name] = of_fake if name == "fake" else gradient
 
     def log_losses(self, losses: dict[str, Tensor]) -> None:
         self.noted["losses"] = losses
