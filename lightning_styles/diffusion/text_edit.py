@@ -93,7 +93,7 @@ def move_code(
 
 
 def text_loss(clip: Any, photos: Tensor, edit: TextEdit, normalize: bool = False) -> Callable[[Tensor], Tensor]:
-    """1 - cos(E_T(target) - E_T(source), E_I(picture) - E_I(photo)) of pictures: (P, 3, S, S) -> (P,) (equations 28, 29).
+    """1 - cos(E_T(target) - E_T(source), E_I(picture) - E_I(photo)) of pictures (P, 3, S, S): (P,) (equations 28, 29).
 
     Args:
         clip: `text` and `image` give the embeddings of texts and pictures.
