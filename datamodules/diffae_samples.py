@@ -48,7 +48,7 @@ class DiffAESamples(WithPhotos):
         latent_steps: of the code's DDIM.
         pool: pictures of the pool; 0 samples every photo anew, as the official code does.
         encode: {steps, t0} with which the pictures of a pool are encoded too; null leaves that to the method.
-        frozen_precision: of the autoencoder; "auto" is bfloat16 on a GPU and float32 elsewhere. Where it is that of the
+        frozen_precision: of the autoencoder; "auto" is float16 on a GPU and float32 elsewhere. Where it is that of the
             method, both share one copy. A pool is of one precision.
         cache: folder of the pools.
         photos: what `validate`, `test` and `predict` stylize: files, folders or scenes, see `Pictures`.
@@ -168,12 +168,14 @@ class DiffAESamples(WithPhotos):
 
     def _autoencoder(self) -> Autoencoder:
         """The autoencoder, the one that a method of the same precision has."""
-        return frozen_diffae(self.hparams.diffae, frozen_dtype(self.hparams.frozen_precision, self.trainer))
+        return frozen_diffae(self.hparams.diffae, self._dtype())
+
+    def _dtype(self) -> torch.dtype:
+        return frozen_dtype(self.hparams.frozen_precision, self.trainer, torch.float16)
 
     def _pool_folder(self) -> Path:
         h = self.hparams
-        dtype = frozen_dtype(h.frozen_precision, self.trainer)
-        recipe = (self._fingerprint(), str(dtype), h.size, h.steps, h.latent_steps, h.seed)
+        recipe = (self._fingerprint(), str(self._dtype()), h.size, h.steps, h.latent_steps, h.seed)
         return Path(h.cache) / hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]
 
     def _fingerprint(self) -> str:

@@ -127,9 +127,9 @@ class StyleModule(L.LightningModule):
         """The device of the run, known before the networks move there; the CPU outside of a trainer."""
         return torch.device("cpu") if self._trainer is None else self.trainer.strategy.root_device
 
-    def frozen_dtype(self, precision: str) -> torch.dtype:
+    def frozen_dtype(self, precision: str, half: torch.dtype = torch.bfloat16) -> torch.dtype:
         """Precision of frozen weights in this run, see `precision.frozen_dtype`."""
-        return frozen_dtype(precision, self._trainer)
+        return frozen_dtype(precision, self._trainer, half)
 
     def setup(self, stage: str) -> None:
         keep_trained_in_float32(self.trainer)

@@ -32,10 +32,21 @@ def picture_process(steps: int) -> Respaced:
 
 
 @torch.no_grad()
+def codes(A: DiffAE, images: Tensor) -> Tensor:
+    """The codes z (P, D) of `images` (P, 3, S, S) in [-1, 1], in A's own precision, whatever the trainer's."""
+    with torch.autocast(images.device.type, enabled=False):
+        return A.encoder(images)
+
+
+@torch.no_grad()
 def encode_half_way(A: DiffAE, images: Tensor, process: Respaced, t0: float) -> Encoding:
-    """The codes of `images` (P, 3, S, S) in [-1, 1], and the pictures noised to t0 in (0, 1) with A and these codes."""
-    z = A.encoder(images)
-    return z, encode(partial(A, z=z), images, process, encode_indices(len(process), t0))
+    """The codes of `images` (P, 3, S, S) in [-1, 1], and the pictures noised to t0 in (0, 1) with A and these codes.
+
+    In A's own precision, whatever the trainer's: the rounding of every step stays in the picture.
+    """
+    z = codes(A, images)
+    with torch.autocast(images.device.type, enabled=False):
+        return z, encode(partial(A, z=z), images, process, encode_indices(len(process), t0))
 
 
 def decoder_indices(encoder: Respaced, decoder: Respaced, t0: float, start: Literal["below", "aligned"]) -> list[int]:
