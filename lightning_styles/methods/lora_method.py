@@ -46,8 +46,8 @@ class LoRAMethod(StyleModule):
         strengths: several, for `test`, and for `predict`, which then shows them side by side; null is `strength`.
         guidance: classifier-free guidance, lambda_cfg.
         steps: of the sampler.
-        style_start: guidance takes the style in at timesteps up to this one (paper: from step 11 of 50 on); null, from
-            the first step on.
+        style_start: in both modes the style comes in at timesteps up to this one, before that the base draws the prompt
+            alone (section 3.3: from step 11 of 50 on); null, from the first step on.
         scheduler: "base" is the base's own; photos are always inverted and drawn with DDIM.
         inversion: of photos.
         photo_prompt: what a photo is inverted under; {caption} is filled in. Without a caption it is "a photo".
