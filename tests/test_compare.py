@@ -16,7 +16,8 @@ from torch import Tensor
 
 from callbacks.interruption import Interrupted
 from lightning_styles.__main__ import main
-from lightning_styles.commands.compare_rows import Axes, listed, merged, nested, read_rows
+from lightning_styles.cli import parse_only
+from lightning_styles.commands.compare_rows import Axes, listed, merged, nested, read_rows, resolve
 from lightning_styles.commands.compare_table import by_strength, difference_lines, differences
 from lightning_styles.commands.pareto import Curve, axis_name, curves
 from lightning_styles.errors import UserError
@@ -393,3 +394,20 @@ def test_rows_of_the_shipped_comparison(tmp_path: Path) -> None:
     assert [by_name[name]["strength"] for name in ("nothing", "sdedit_0.7")] == [0, 0.7]
     assert by_name["no_relevance"]["relevance"] is False
     assert by_name["sms"].keys() == {"metrics"}
+
+
+def test_rows_of_the_shipped_pairs_say_where_the_style_comes_in(tmp_path: Path) -> None:
+    """Under guidance and under the LoRA's scale at the same step (arXiv 2405.01536, section 3.3)."""
+    expected = {
+        "pair_scale/sketch_animal": ("scale", 800),
+        "pair_whole/sketch_animal": ("guidance", None),
+        "pair_scale_whole/sketch_animal": ("scale", None),
+        "slider_scale/sketch_animal": ("scale", 800),
+    }
+    rows = read_rows(find_config("configs/tiny/compare_pair.yaml"), tmp_path, [], [])
+    found = {}
+    for row in (row for row in rows if row.name in expected):
+        resolve(row)
+        method = parse_only(["test", *row.arguments])["model"]["init_args"]
+        found[row.name] = method["mode"], method["style_start"]
+    assert found == expected
