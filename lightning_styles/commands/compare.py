@@ -203,7 +203,7 @@ def run(options: argparse.Namespace, flags: list[str]) -> int:
         results[row.name] = result
         if "error" not in result:
             write_json(files[row.name], result)
-        write_table(out, rows, results)
+        write_table(out, rows, results, axes)
         left = (time.monotonic() - start) / done * (len(waiting) - done) / 60
         state = f"failed: {result['error']}" if "error" in result else f"done in {result['seconds']:.0f} s"
         say(f"row {row.name} {state}; {done} of {len(waiting)}, about {left:.0f} min left")
@@ -239,7 +239,7 @@ def finish(out: Path, rows: list[Row], results: dict[str, Result], axes: Axes | 
     from lightning_styles.commands.pareto import plot
     from lightning_styles.console import say
 
-    write_table(out, rows, results)
+    write_table(out, rows, results, axes)
     show(rows, results)
     failed = [row.name for row in rows if "error" in results[row.name]]
     if failed:

@@ -1,5 +1,6 @@
 """What methods share that teach a frozen text-to-image model a style by a LoRA: base, text, latents, drawing, files."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from lightning_styles.module import StyleModule
 from lightning_styles.pretrained.lora_export import save_lora
 from lightning_styles.sheet import labelled_row
 
+log = logging.getLogger(__name__)
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 STYLE = "style"  # the adapter that is kept
 SCHEDULERS = {
@@ -44,10 +46,11 @@ class LoRAMethod(StyleModule):
             weights (equation 3).
         strength: lambda_style of guidance, or the factor of mode "scale".
         strengths: several, for `test`, and for `predict`, which then shows them side by side; null is `strength`.
-        guidance: classifier-free guidance, lambda_cfg.
+        guidance: classifier-free guidance, lambda_cfg, of pictures drawn from prompts. Photos are drawn without, since
+            they were inverted without; so are those of the official code, whose negative prompt is the prompt.
         steps: of the sampler.
-        style_start: guidance takes the style in at timesteps up to this one (paper: from step 11 of 50 on); null, from
-            the first step on.
+        style_start: in both modes the style comes in at timesteps up to this one, before that the base draws the prompt
+            alone (section 3.3: from step 11 of 50 on); null, from the first step on.
         scheduler: "base" is the base's own; photos are always inverted and drawn with DDIM.
         inversion: of photos.
         photo_prompt: what a photo is inverted under; {caption} is filled in. Without a caption it is "a photo".
@@ -271,6 +274,16 @@ class LoRAMethod(StyleModule):
         form = self.hparams.photo_prompt
         prompts = [form.replace("{caption}", caption) if caption else "a photo" for caption in batch["caption"]]
         return self.redraw(batch["image"], prompts, batch["name"], strengths)
+
+    def on_predict_batch_start(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        if batch_idx == 0 and "prompt" not in batch:
+            log.info(
+                "Photos are inverted and drawn again with DDIM at their own size, without classifier-free guidance: "
+                f"guidance {self.hparams.guidance:g}, scheduler {self.hparams.scheduler} and size {self.hparams.size} "
+                "are for prompts alone."
+            )
+
+    on_test_batch_start = on_validation_batch_start = on_predict_batch_start
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any] | None:
         if self.finished.issuperset(batch["name"]):

@@ -27,7 +27,7 @@ BOTH = ((CONTENT, 1.0), (STYLE, 1.0))
 class PairCustomization(LoRAMethod):
     """Learn content and style of a pair apart, in two LoRAs; only the style LoRA is kept for new pictures.
 
-    The content LoRA reconstructs the photo (equation 5); from `style_from` on the style LoRA, on top of the content
+    The content LoRA reconstructs the photo (equation 4); from `style_from` on the style LoRA, on top of the content
     LoRA without its gradient, reconstructs the stylised twin (equation 6).
 
     Args:
@@ -35,7 +35,7 @@ class PairCustomization(LoRAMethod):
         style_from: iterations in which the content LoRA learns alone.
         content_rank: of the content LoRA, whose alpha is its rank.
         style_rank: of the style LoRA, likewise.
-        down: the down matrices A: "orthogonal" to each other and fixed (section 4.2), or the ablation "gaussian",
+        down: the down matrices A: "orthogonal" to each other and fixed (section 3.2), or the ablation "gaussian",
             trained.
         updates: "sequential" steps, in which the style sees the content LoRA that this iteration has moved (official
             code), or one "joint" step on the sum of both losses (equation 7), which is cheaper.
@@ -120,7 +120,7 @@ class PairCustomization(LoRAMethod):
         self.total_loss({name: loss.detach() for name, loss in losses.items()}, {})
 
     def content_loss(self, batch: dict[str, Any], z_c: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """|| eps - eps_{theta_0 + B_c}(z_c, t, c) ||^2 (equation 5)."""
+        """|| eps - eps_{theta_0 + B_c}(z_c, t, c) ||^2 (equation 4)."""
         time_ids = self.time_ids(batch["content"], batch["content_size"], batch["crop"])
         with routed(self.unet, CONTENT):
             eps_hat = self.denoise(self.schedule.add_noise(z_c, eps, t), t, batch["prompt"], time_ids)

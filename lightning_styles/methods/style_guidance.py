@@ -1,4 +1,4 @@
-"""StyleGuidance: pictures in the styles of LoRA files from anywhere, also blended (arXiv 2405.01536, section 4.3)."""
+"""StyleGuidance: pictures in the styles of LoRA files from anywhere, also blended (arXiv 2405.01536, section 3.3)."""
 
 import logging
 from typing import Any, TypedDict
@@ -51,8 +51,9 @@ class StyleGuidance(LoRAMethod):
 
         for number, style in enumerate(self.hparams.styles):
             path = locate(style["lora"], "lora")
+            encoders = {"text_encoder": self.base.text_encoder, "text_encoder_2": self.base.text_encoder_2}
             options = {"name": f"style{number}", "strength": 1.0, "partial": self.hparams.lora_partial}
-            log.info("style LoRA %s", load_style_lora(self.unet, path, text_encoder=self.base.text_encoder, **options))
+            log.info("style LoRA %s", load_style_lora(self.unet, path, **encoders, **options))
             self.base_models[style["lora"]] = fingerprint(path)
 
     def styled(self, strength: float) -> list[Any]:

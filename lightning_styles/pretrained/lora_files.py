@@ -142,8 +142,11 @@ def translate(state: Mapping[str, Tensor], unet: Any, path: Path, base: str) -> 
             parts[part][rest] = value
         else:
             parts["unet"][key] = value  # saved from the UNet alone, or foreign, which `fit` tells apart
-    text = convert_state_dict_to_peft(parts["text_encoder"], original_type=StateDictType.DIFFUSERS_OLD)
-    return parts | {"unet": convert_unet_state_dict_to_peft(parts["unet"]), "text_encoder": text}
+    text = {
+        part: convert_state_dict_to_peft(parts[part], original_type=StateDictType.DIFFUSERS_OLD)
+        for part in ("text_encoder", "text_encoder_2")
+    }
+    return text | {"unet": convert_unet_state_dict_to_peft(parts["unet"])}
 
 
 def layer_of(key: str) -> str:

@@ -33,7 +33,7 @@ class LoraReport:
 
     Attributes:
         path: the file.
-        used: modules of the UNet, and `text_encoder.` ones, that carry a layer of the file.
+        used: modules of the UNet, and `text_encoder.` and `text_encoder_2.` ones, that carry a layer of the file.
         unused: layers for which the UNet has no module.
         skipped: layers of text encoders that were left out.
         ranks: the different ranks.
@@ -62,6 +62,7 @@ def load_style_lora(
     path: str | Path,
     *,
     text_encoder: nn.Module | None = None,
+    text_encoder_2: nn.Module | None = None,
     name: str = "style",
     strength: float = 0.8,
     merge: Literal["none", "reference"] = "none",
@@ -74,6 +75,7 @@ def load_style_lora(
         path: a safetensors file, or a folder with one written by diffusers or PEFT.
         text_encoder: a `CLIPTextModel` that receives the file's text-encoder part; None leaves it out, as the
             official code of SMS (arXiv 2503.07601) does.
+        text_encoder_2: likewise, the `CLIPTextModelWithProjection` of SDXL.
         name: of the adapter.
         strength: multiplier of the whole LoRA; SMS takes 0.8.
         merge: "none" (default) leaves the base weights alone; "reference" adds the product, rounded to
@@ -91,17 +93,19 @@ def load_style_lora(
         return LoraReport(str(path), tuple(used), tuple(unused), tuple(skipped), ranks, alphas, base)
     layers = translate(file.state, unet, path, base)
     used, unused = fit(layers["unet"], unet, path, base, partial)
-    text = layers["text_encoder"]
-    found, skipped = [], names_of(text | layers["text_encoder_2"])
-    if text_encoder is not None and text:
-        prefix = "" if hasattr(text_encoder, "text_model") else "text_model."  # gone in newer transformers
-        text = {key.removeprefix(prefix): value for key, value in text.items()}
-        found, left = fit(text, text_encoder, path, base, partial)
-        skipped = left + names_of(layers["text_encoder_2"])
-        add_adapter(text_encoder, only(text, found), name, strength, "text_encoder")
+    found: list[str] = []
+    skipped: list[str] = []
+    for part, encoder in (("text_encoder", text_encoder), ("text_encoder_2", text_encoder_2)):
+        text, left = layers[part], names_of(layers[part])
+        if encoder is not None and text:
+            prefix = "" if hasattr(encoder, "text_model") else "text_model."  # gone in newer transformers
+            text = {key.removeprefix(prefix): value for key, value in text.items()}
+            reached, left = fit(text, encoder, path, base, partial)
+            add_adapter(encoder, only(text, reached), name, strength, part)
+            found += [f"{part}.{module}" for module in reached]
+        skipped += left
     add_adapter(unet, only(layers["unet"], used), name, strength, "unet")
-    used += [f"text_encoder.{module}" for module in found]
-    return LoraReport(str(path), tuple(used), tuple(unused), tuple(skipped), ranks, alphas, base)
+    return LoraReport(str(path), tuple(used + found), tuple(unused), tuple(skipped), ranks, alphas, base)
 
 
 def merged_delta(
