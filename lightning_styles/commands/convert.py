@@ -32,7 +32,7 @@ def export_trained(source: Path, output: Path, layout: str, trust: bool) -> None
     from lightning_styles.trained import build_trained, load_weights, open_trained
 
     _, content = open_trained(str(source), trust)
-    model: Any = build_trained(content)
+    model: Any = build_trained(content, {})
     formats = getattr(model, "formats", {})
     if layout not in formats:
         writes = f"can be converted to {', '.join(formats)}" if formats else "learns nothing that other tools read"

@@ -80,7 +80,6 @@ def run(options: argparse.Namespace, settings: dict[str, Any]) -> int:
 
     from callbacks import EMA, ImageWriter
     from datamodules import Pictures
-    from lightning_styles.commands.compare_rows import merged
     from lightning_styles.console import quiet, say
     from lightning_styles.devices import trainer_arguments
     from lightning_styles.progress import IterationBar
@@ -89,9 +88,7 @@ def run(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     quiet()
     where = trainer_arguments(options.device)
     checkpoint, content = open_trained(options.style, options.trust)
-    own = content["lightning_styles"]
-    own["init_args"] = merged(own["init_args"], settings)
-    model = build_trained(content)
+    model = build_trained(content, settings, Path(options.out))
     resolution = options.resolution
     if resolution is None and not getattr(model, "own_size", False):
         resolution = content.get("datamodule_hyper_parameters", {}).get("resolution")
@@ -102,5 +99,5 @@ def run(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     silent |= {"default_root_dir": options.out}
     trainer = Trainer(**where, **silent, callbacks=[ImageWriter(options.out), IterationBar(), *averages])  # type: ignore[arg-type]
     say(f"stylize: {type(model).__name__} from {checkpoint} on {trainer.strategy.root_device}")
-    trainer.predict(model, datamodule=data, ckpt_path=str(checkpoint), return_predictions=False)
+    trainer.predict(model, datamodule=data, ckpt_path=str(checkpoint), return_predictions=False, weights_only=True)
     return 0

@@ -96,6 +96,7 @@ class OSASIS(StyleModule):
     """
 
     formats = {"osasis": "iter.pt"}
+    folders = ("encoded", "cache")
     fit_only = ("style_image", "twin_image", "domain_model", "clip", "lpips", "perceptual")
 
     A: Any
