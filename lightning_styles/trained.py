@@ -54,7 +54,9 @@ def own_method(class_path: str) -> type[StyleModule] | None:
     if not class_path.startswith(PACKAGE):
         return None
     found = import_class(class_path)
-    if not (isinstance(found, type) and issubclass(found, StyleModule) and found.__module__.startswith(PACKAGE)):
+    is_method = isinstance(found, type) and issubclass(found, StyleModule) and found is not StyleModule
+    is_own = is_method and found.__module__.startswith(PACKAGE)
+    if not is_own or any(getattr(value, "__isabstractmethod__", False) for _, value in inspect.getmembers(found)):
         raise UserError(f"{class_path} is no method of lightning_styles; {ANOTHER}.")
     return found
 
