@@ -169,7 +169,7 @@ class StylesCLI(LightningCLI):
         before, now = runs.remembered(content, self.checkpoint), self.values
         held, asked = ((tree.get("model") or {}).get("class_path") for tree in (before, now))
         fit, other = self.config["subcommand"] == "fit", held and held != asked
-        if fit:
+        if fit and held:
             check_resumable(content, self.checkpoint)
         others = () if fit or not asked else getattr(import_class(asked), "reads", ())
         if other and held not in others:

@@ -193,20 +193,53 @@ def is_plain(value: Any, depth: int = 0) -> bool:
 PLAIN = Rule("a plain value", is_plain)
 
 
-def tensor(*sizes: int | None, finite: bool = True) -> Rule:
-    """A tensor of floating-point numbers of these sizes, of which None is any.
+def tensor(*sizes: int | None, whole: bool = False, finite: bool = True) -> Rule:
+    """A tensor of these sizes, of which None is any.
 
     Args:
         sizes: of its axes.
+        whole: of whole numbers, not of floating-point ones.
         finite: also look whether all its numbers are finite, for which all of them are read.
     """
     import torch
 
     def holds(value: Any) -> bool:
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.ndim != len(sizes):
+        if not isinstance(value, torch.Tensor) or value.is_floating_point() == whole or value.ndim != len(sizes):
             return False
         fits = all(own in (None, size) for own, size in zip(sizes, value.shape, strict=True))
         return fits and (not finite or bool(torch.isfinite(value).all()))
 
-    shape = ", ".join("any" if size is None else str(size) for size in sizes)
-    return Rule(f"{'finite numbers' if finite else 'numbers'} of shape ({shape})", holds)
+    kind = "whole numbers" if whole else "finite numbers" if finite else "numbers"
+    return Rule(f"{kind} of shape ({', '.join('any' if size is None else str(size) for size in sizes)})", holds)
+
+
+# ---- caches
+
+
+def read_made(file: Path, expected: Any, mapped: bool = False) -> Any:
+    """What this project wrote into a file of one of its caches, safetensors or torch's, on the CPU.
+
+    Args:
+        file: of the cache.
+        expected: see `expect`.
+        mapped: leave the tensors of a file of torch on the disk until they are needed.
+
+    Raises:
+        UserError: the file is damaged, or was changed into something else.
+        OSError: it cannot be opened.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content = load_file(file)
+        else:
+            import torch
+
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except OSError:
+        raise
+    except Exception as error:  # both raise almost anything on damaged bytes
+        raise UserError(f"{file} is damaged; {MADE_AGAIN}.") from error
+    expect(content, expected, file, MADE_AGAIN)
+    return content

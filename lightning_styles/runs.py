@@ -15,6 +15,7 @@ from lightning_styles.parser import read_config
 from lightning_styles.reading import expect
 
 ROOT = "runs"
+LIGHTNINGS = ("state_dict", "pytorch-lightning_version")  # fields by which a checkpoint of Lightning is known
 NO_CHECKPOINT = "{} cannot be read as a checkpoint; it may be cut short or of another kind. Use another one."
 RUN_FOLDER = re.compile(r"(?:version|job|validate|test|predict|prepare)_\d+")
 
@@ -113,8 +114,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise UserError(NO_CHECKPOINT.format(path)) from error
-    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= {"state_dict", "pytorch-lightning_version"}:
-        raise UserError(f"{path} is not a training checkpoint; expected one that `fit` wrote.")
+    lacking = [name for name in LIGHTNINGS if not isinstance(checkpoint, dict) or name not in checkpoint]
+    if lacking:
+        raise UserError(
+            f"{path} is not a training checkpoint; expected one that `fit` wrote, with {' and '.join(lacking)}."
+        )
     check_fields(checkpoint, path)
     return checkpoint
 

@@ -13,7 +13,7 @@ from lightning_styles.commands.compare_rows import merged
 from lightning_styles.errors import UserError
 from lightning_styles.module import StyleModule
 from lightning_styles.parser import StylesParser, users_mistake
-from lightning_styles.reading import SHOWN, expect
+from lightning_styles.reading import SHOWN, expect, tensor
 from lightning_styles.required_files import foreign_classes, import_class
 from lightning_styles.runs import find_checkpoint, read_checkpoint
 
@@ -171,5 +171,8 @@ def load_weights(model: LightningModule, content: dict[str, Any]) -> None:
     """Build the networks of `model` and fill in the trained weights, their averages where the run kept some."""
     model.configure_model()
     model.on_load_checkpoint(content)
-    model.load_state_dict(content["state_dict"] | average_of(content), strict=model.strict_loading)
+    weights, average = content["state_dict"], average_of(content)
+    shapes = {name: tensor(*weights[name].shape) if name in weights else Any for name in average}
+    expect(average, shapes, "The checkpoint's EMA", ANOTHER)
+    model.load_state_dict(weights | average, strict=model.strict_loading)
     model.eval()
