@@ -1,7 +1,6 @@
 """DiffAESamples: photos that a diffusion autoencoder draws from its own prior, anew or from a pool on disk."""
 
 import hashlib
-import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +22,7 @@ from lightning_styles.files import replacing
 from lightning_styles.precision import frozen_dtype
 from lightning_styles.pretrained import fingerprint, locate
 from lightning_styles.pretrained.diffae import Autoencoder, frozen_diffae
+from lightning_styles.reading import MADE_AGAIN, Rule, read_made, tensor
 
 CHUNK = 16  # pictures of one file of the pool
 
@@ -108,7 +108,13 @@ class DiffAESamples(WithPhotos):
             return batch | {"image": self.sample(indices, device)}
         rows = [divmod(shuffled(self.hparams.seed, i, self.hparams.pool), CHUNK) for i in indices]
         kept = {key: torch.stack([self.pool[chunk][key][row] for chunk, row in rows]) for key in self.pool[0]}
-        batch |= {key: tensor.to(device, torch.float32) for key, tensor in kept.items()}
+        if bad := [key for key, values in kept.items() if not torch.isfinite(values).all()]:
+            chunks = sorted({chunk for chunk, _ in rows})
+            raise UserError(
+                f"The pool {self._pool_folder()} holds NaN or infinite values: {bad[0]} in a chunk from picture "
+                f"{CHUNK * chunks[0]} to {CHUNK * (chunks[-1] + 1) - 1}; {MADE_AGAIN}."
+            )
+        batch |= {key: values.to(device, torch.float32) for key, values in kept.items()}
         return batch | ({"encoding": self.encoding} if self.hparams.encode else {})
 
     @torch.no_grad()
@@ -137,16 +143,27 @@ class DiffAESamples(WithPhotos):
         h, device = self.hparams, self.trainer.strategy.root_device  # type: ignore[union-attr]
         ranges = [range(first, min(first + CHUNK, h.pool)) for first in range(0, h.pool, CHUNK)]
         folder = self._pool_folder()
-        pictures = self._chunks(folder, ranges, lambda n: {"image": self.sample(list(ranges[n]), device).half()})
+        picture = (3, h.size, h.size)
+        pictures = self._chunks(
+            folder, ranges, lambda n: {"image": self.sample(list(ranges[n]), device).half()}, {"image": picture}
+        )
         if not h.encode:
             return pictures
         self.encoding = {**h.encode, "diffae": self._fingerprint(), "size": h.size}
         own = folder / f"encoded_{h.encode['steps']}_{h.encode['t0']:g}"
-        encodings = self._chunks(own, ranges, lambda n: self._encode(pictures[n]["image"].to(device, torch.float32)))
+        encoded = {"z": (self._autoencoder().model.config.embedding,), "x_t0": picture}
+        encodings = self._chunks(
+            own, ranges, lambda n: self._encode(pictures[n]["image"].to(device, torch.float32)), encoded
+        )
         return [picture | encoding for picture, encoding in zip(pictures, encodings, strict=True)]
 
-    def _chunks(self, folder: Path, ranges: list[range], make: Callable[[int], Chunk]) -> list[Chunk]:
-        """All chunks in `folder`, after `make` has made the missing ones; the ranks share that work."""
+    def _chunks(
+        self, folder: Path, ranges: list[range], make: Callable[[int], Chunk], shapes: dict[str, tuple[int, ...]]
+    ) -> list[Chunk]:
+        """All chunks in `folder`, after `make` has made the missing ones; the ranks share that work.
+
+        `shapes` are those of one picture. Whether the numbers are finite is seen when they are needed.
+        """
         trainer: Any = self.trainer
         files = [folder / f"{chunk[0]:06d}-{chunk[-1]:06d}.pt" for chunk in ranges]
         missing = [n for n, file in enumerate(files) if not file.exists()]
@@ -154,11 +171,14 @@ class DiffAESamples(WithPhotos):
         if missing:
             with lent(self._autoencoder().model, trainer.strategy.root_device):
                 for n in missing[trainer.global_rank :: trainer.world_size]:
-                    chunk = {key: tensor.cpu() for key, tensor in make(n).items()}
+                    chunk = {key: values.cpu() for key, values in make(n).items()}
                     with replacing(files[n]) as temporary:
                         torch.save(chunk, temporary)
         trainer.strategy.barrier()
-        return [open_chunk(file) for file in files]
+        return [
+            open_chunk(file, {key: tensor(len(own), *shape, finite=False) for key, shape in shapes.items()})
+            for file, own in zip(files, ranges, strict=True)
+        ]
 
     def _encode(self, images: Tensor) -> Chunk:
         A = self._autoencoder().model.to(images.device)
@@ -193,15 +213,13 @@ def lent(network: nn.Module, device: torch.device) -> Iterator[None]:
         network.to(home)
 
 
-def open_chunk(file: Path) -> Chunk:
+def open_chunk(file: Path, expected: dict[str, Rule]) -> Chunk:
     """A chunk of the pool, mapped from its file.
 
     Raises:
         UserError: the file is damaged, or another node made it on a disk of its own.
     """
     try:
-        return torch.load(file, weights_only=True, mmap=True)
+        return read_made(file, expected, mapped=True)
     except FileNotFoundError as error:
         raise UserError(f"{file} is not here; data.cache must lie where all nodes see it.") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{file} is damaged; remove it, and it is made again.") from error

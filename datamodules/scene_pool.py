@@ -16,6 +16,7 @@ from datamodules.textures import random_textures
 from lightning_styles import noise
 from lightning_styles.errors import UserError
 from lightning_styles.imaging import replacing
+from lightning_styles.reading import read_made, tensor
 
 OTHERS = 1 << 32  # number of the first scene that is described only
 LABEL_IGNORED = -1  # an attribute that this kind of scene does not have
@@ -82,7 +83,20 @@ class ScenePool(L.LightningDataModule):
         if not path.exists():
             with replacing(path) as temporary:
                 torch.save(self._draw_pool(), temporary)
-        self.pool = torch.load(path, weights_only=True)
+        self.pool = read_made(path, self._content())
+
+    def _content(self) -> dict[str, Any]:
+        """What the file of the pool holds."""
+        count = sum(self.recipe["kinds"].values()) * self.views
+        labels = tensor(count, whole=True)
+        return {
+            "image": tensor(count, 3, self.size, self.size, whole=True),
+            "segmentation": tensor(count, self.size, self.size, whole=True),
+            "style": labels,
+            "identity": labels,
+            "caption": (str,) * count,
+            "attributes": {str: labels},
+        }
 
     def corpus(self) -> list[str]:
         """All captions, from which a tokenizer may learn its words."""

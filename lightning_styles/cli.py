@@ -23,6 +23,7 @@ from callbacks.interruption import (
     without_lightnings_handlers,
 )
 from lightning_styles import runs
+from lightning_styles.checkpoint_fields import check_resumable
 from lightning_styles.checkpoint_io import WholeFiles
 from lightning_styles.console import readable, say
 from lightning_styles.devices import check_devices
@@ -169,6 +170,8 @@ class StylesCLI(LightningCLI):
         before, now = runs.remembered(content, self.checkpoint), self.values
         held, asked = ((tree.get("model") or {}).get("class_path") for tree in (before, now))
         fit, other = self.config["subcommand"] == "fit", held and held != asked
+        if fit and held:
+            check_resumable(content, self.checkpoint)
         others = () if fit or not asked else getattr(import_class(asked), "reads", ())
         if other and held not in others:
             raise UserError(f"{self.checkpoint} holds a {held}, the config asks for {asked}.")
@@ -267,6 +270,8 @@ class StylesCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         words = super()._prepare_subcommand_kwargs(subcommand)
+        if words.get("weights_only", True) is None:
+            words["weights_only"] = True  # checkpoints are opened without running code, here too
         if subcommand == "predict" and words.get("return_predictions") is None:
             words["return_predictions"] = False  # the pictures are on disk; keeping them all fills the memory
         return words

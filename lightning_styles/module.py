@@ -18,11 +18,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles import noise
+from lightning_styles.checkpoint_fields import CHECKPOINT_KEY, check_optimizers
 from lightning_styles.errors import SharedError, UserError
 from lightning_styles.nonfinite import NonFinite, bad_tensors, became_nonfinite, way_out
 from lightning_styles.precision import frozen_dtype, keep_trained_in_float32
 
-CHECKPOINT_KEY = "lightning_styles"
 log = logging.getLogger(__name__)
 
 
@@ -76,6 +76,7 @@ class StyleModule(L.LightningModule):
         self.stops_at_nonfinite = True
         self._nonfinite = NonFinite()
         self._optimizer_index: dict[str, int] = {}
+        self._resumed: dict[str, Any] | None = None  # the checkpoint, until its optimizers are looked at
         self._alone: dict[str, tuple[Optimizer, LambdaLR | None]] | None = None
 
     @property
@@ -87,6 +88,7 @@ class StyleModule(L.LightningModule):
 
     formats: ClassVar[dict[str, str]] = {}  # what `export` can write -> the file's or folder's usual name
     fit_only: ClassVar[tuple[str, ...]] = ()  # settings whose files fit reads, and no command on a trained method
+    folders: ClassVar[tuple[str, ...]] = ()  # settings that name folders it writes to
     reads: ClassVar[tuple[str, ...]] = ()  # class paths of methods whose checkpoints it takes in all commands but fit
     trained_first: ClassVar[bool] = False  # all commands but fit and prepare need a checkpoint
     own_size: ClassVar[bool] = False  # `stylize` leaves photos as large as they are
@@ -141,6 +143,9 @@ class StyleModule(L.LightningModule):
         self._optimizer_index = {name: i for i, name in enumerate(named)}
         self._schedulers = {name: scheduler for name, (_, scheduler) in named.items() if scheduler is not None}
         schedulers = [{"scheduler": s, "name": f"lr/{name}"} for name, s in self._schedulers.items()]
+        if self._resumed is not None:
+            check_optimizers(self._resumed, named)
+            self._resumed = None
         return [optimizer for optimizer, _ in named.values()], schedulers
 
     def optimize(self, name: str, loss: Tensor, gradient: Tensor | None = None, *, ends_iteration: bool = True) -> None:
@@ -320,7 +325,9 @@ class StyleModule(L.LightningModule):
                     "use the base of the checkpoint or start a new run."
                 )
         check_same_architecture(checkpoint["state_dict"], self.state_dict())
+        check_finite(checkpoint["state_dict"])
         if self._trainer is not None and self.trainer.state.fn == "fit":
+            self._resumed = checkpoint
             self._compare_data_layout(saved)
 
     def _data_layout(self) -> dict[str, Any]:
@@ -334,6 +341,12 @@ class StyleModule(L.LightningModule):
         if before != now and self.trainer.is_global_zero:
             was, is_ = (f"batch {x['batch_size']} on {x['world_size']} device(s)" for x in (before, now))
             log.warning("The order of the data changes: the checkpoint had %s, this run has %s.", was, is_)
+
+
+def check_finite(saved: dict[str, Tensor]) -> None:
+    """Raise UserError naming the first tensor with NaN or infinite values."""
+    if bad := [name for name, tensor in saved.items() if not torch.isfinite(tensor).all()]:
+        raise UserError(f"The checkpoint holds NaN or infinite values, first in {bad[0]}; use another one.")
 
 
 def check_same_architecture(saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:

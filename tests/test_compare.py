@@ -110,6 +110,21 @@ def test_finished_rows_run_again_only_when_something_changed() -> None:
     assert runs() == [0.5, 0.25, 0.75, 0.75, 0.25]
 
 
+def test_a_result_that_was_changed_is_made_again(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compare", "table.yaml", "--rows", "a"]
+    assert main(command) == 0
+    (file,) = Path("runs/table/rows").glob("a_*.json")
+    result = json.loads(file.read_text())
+    for text, says in (("[3", "is no JSON"), (json.dumps(result | {"metrics": 3}), "metrics is 3, expected a mapping")):
+        file.write_text(text)
+        capsys.readouterr()
+        assert main(command) == 0
+        assert f"row a runs again: {file}" in (out := capsys.readouterr().out)
+        assert says in out
+    assert json.loads(file.read_text())["metrics"] == result["metrics"]
+    assert runs() == [0.5] * 3
+
+
 class Curved(Scored):
     """Scores at two strengths, of which the second is listed first."""
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from lightning_styles.commands import LightParser, saying_when_interrupted
 from lightning_styles.commands.compare_rows import Axes, Row, chosen, read_plot, read_rows, resolve
-from lightning_styles.commands.compare_table import Result, entries, show, write_json, write_table
+from lightning_styles.commands.compare_table import RESULT, Result, entries, show, write_json, write_table
 from lightning_styles.errors import UserError
 
 if TYPE_CHECKING:
@@ -226,8 +226,27 @@ def look_up(rows: list[Row], fresh: bool) -> tuple[dict[str, Path], dict[str, Re
             say(f"row {row.name}: {error}")
             continue
         if files[row.name].is_file() and not fresh:
-            results[row.name] = json.loads(files[row.name].read_text(encoding="utf-8"))
+            try:
+                results[row.name] = read_result(files[row.name])
+            except UserError as error:
+                say(f"row {row.name} runs again: {error}")
     return files, results
+
+
+def read_result(file: Path) -> Result:
+    """The result of a run, as `measure` returned it.
+
+    Raises:
+        UserError: the file is damaged, or was changed into something else.
+    """
+    from lightning_styles.reading import MADE_AGAIN, expect
+
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is no JSON; {MADE_AGAIN}.") from error
+    expect(result, RESULT, file, MADE_AGAIN)
+    return result
 
 
 def finish(out: Path, rows: list[Row], results: dict[str, Result], axes: Axes | None) -> int:

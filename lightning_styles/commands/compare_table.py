@@ -12,6 +12,13 @@ from lightning_styles.commands.compare_rows import Axes, Row
 from lightning_styles.metrics import HIGHER_IS_BETTER
 
 Result = dict[str, Any]
+RESULT: dict[str, Any] = {  # of a run that did not fail
+    "metrics": dict[str, float],
+    "notes": list[str],
+    "seconds": float,
+    "folder": str | None,
+    "checkpoint": str | None,
+}
 
 
 def write_json(path: Path, content: Any) -> None:

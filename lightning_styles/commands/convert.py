@@ -34,7 +34,7 @@ def export_trained(source: Path, output: Path, layout: str, trust: bool, overwri
 
     checkpoint, content = open_trained(str(source), trust)
     check_target(output, [checkpoint], overwrite)
-    model: Any = build_trained(content)
+    model: Any = build_trained(content, {})
     formats = getattr(model, "formats", {})
     if layout not in formats:
         writes = f"can be converted to {', '.join(formats)}" if formats else "learns nothing that other tools read"

@@ -1,5 +1,6 @@
 """What methods on StyleGAN2 share that draw a photo again from its codes: faces in, faces out."""
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,7 @@ class EncodedFaces(StyleModule):
         """w+ (B, L, D) of squares (B, 3, S, S) in [-1, 1]."""
         return encode_w(self.encoder, self.source, squares)
 
+    @abstractmethod
     def stylize(self, w: Tensor, names: list[str]) -> Tensor:
         """Results (B, 3, S, S) of photos' w+; `names` are keys of what is random."""
         raise NotImplementedError

@@ -1,6 +1,7 @@
 """What methods share that teach a frozen text-to-image model a style by a LoRA: base, text, latents, drawing, files."""
 
 import logging
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,6 +101,7 @@ class LoRAMethod(StyleModule):
         vae = [(init_args["vae"], "vae")] if init_args.get("vae") else []
         return [(init_args["base"], "stable-diffusion"), *vae, *super().required_models(init_args)]
 
+    @abstractmethod
     def add_adapters(self) -> None:
         """Add what is trained to `self.unet`, "style" among it."""
         raise NotImplementedError

@@ -98,6 +98,7 @@ class OSASIS(StyleModule):
     """
 
     formats = {"osasis": "iter.pt"}
+    folders = ("encoded", "cache")
     fit_only = ("style_image", "twin_image", "domain_model", "clip", "lpips", "perceptual")
 
     A: Any
@@ -336,7 +337,7 @@ class OSASIS(StyleModule):
         make = partial(self.encode, encoder=encoder, t0=t0)
         if h.encoded:
             recipe = (self.base_models[h.diffae], str(self.A.dtype), str(self.trainer.precision), len(encoder), t0)
-            make = partial(half_way.KeptEncodings(Path(h.encoded), *recipe), make=make)
+            make = partial(half_way.KeptEncodings(Path(h.encoded), self.A.config.embedding, *recipe), make=make)
         z, x = make(images)
         if self.edit:  # A decodes to what the text asks for; CLIP is shown what it was trained on
             loss = text_loss(self.clip, images, self.edit, h.normalize_directions)

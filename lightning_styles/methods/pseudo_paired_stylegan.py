@@ -90,6 +90,7 @@ class PseudoPairedStyleGAN(StylizedFaces):
         seed: key of all randomness.
     """
 
+    folders = ("cache",)
     fit_only = ("lpips", "perceptual", "identity", "finetuned")
     trained_first = True
     judge: Any

@@ -15,6 +15,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles import noise
+from lightning_styles.checkpoint_fields import ANOTHER, CHECKPOINT_KEY
 from lightning_styles.diffusion import latents, timesteps
 from lightning_styles.diffusion.schedules import NoiseSchedule
 from lightning_styles.diffusion.scores import Query, Scores
@@ -24,10 +25,11 @@ from lightning_styles.imaging import pad_to_multiple, save_png
 from lightning_styles.losses import score_distillation as distill
 from lightning_styles.losses import spectrum
 from lightning_styles.models.adapters import enable_gradient_checkpointing
-from lightning_styles.module import CHECKPOINT_KEY, StyleModule
+from lightning_styles.module import StyleModule
 from lightning_styles.precision import LOSS_SCALE
 from lightning_styles.pretrained import fingerprint, locate
 from lightning_styles.prompts import check_prompts, fill
+from lightning_styles.reading import expect
 
 log = logging.getLogger(__name__)
 
@@ -447,4 +449,5 @@ class SMS(StyleModule):
             checkpoint["state_dict"] = {}
             return
         super().on_load_checkpoint(checkpoint)
+        expect(checkpoint[CHECKPOINT_KEY], {"pictures": [str]}, f"{self.trainer.ckpt_path}: {CHECKPOINT_KEY}", ANOTHER)
         self.names, self._restored = checkpoint[CHECKPOINT_KEY]["pictures"], True

@@ -167,7 +167,7 @@ CHECKPOINTS = [
     Bad(f"{STYLIZE} {{w}}/lightning.ckpt", "was not written by lightning_styles"),
     Bad(f"{STYLIZE} {{w}}/os_system.ckpt", "wants to import os.system.*add --trust"),
     Bad(f"{STYLIZE} {{w}}/os_system.ckpt --trust", "os.system does not correspond to a subclass", 2),
-    Bad(f"{STYLIZE} {{w}}/no_class.ckpt", "no attribute 'SMZ'", 2),
+    Bad(f"{STYLIZE} {{w}}/no_class.ckpt", "no_class.ckpt: .*no attribute 'SMZ'"),
     Bad(f"{STYLIZE} {{w}}/no_lora.safetensors", NO_CHECKPOINT),
     Bad("convert {w}/pickle.ckpt x --to kohya", RUNS_CODE),
     Bad("convert {w}/sms.ckpt x --to kohya", "SMS learns nothing that other tools read, not kohya"),
