@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse import ActionConfigFile
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
@@ -28,7 +29,8 @@ from lightning_styles.console import readable, say
 from lightning_styles.devices import check_devices
 from lightning_styles.errors import UserError
 from lightning_styles.files import check_writable, replacing
-from lightning_styles.parser import ConfigFile, StylesParser
+from lightning_styles.layers import layered
+from lightning_styles.parser import StylesParser
 from lightning_styles.progress import IterationBar
 from lightning_styles.required_files import foreign_classes, import_class, missing_files
 
@@ -84,6 +86,7 @@ class StylesCLI(LightningCLI):
         self.config_file = first_config(arguments)
         self.checkpoint: Path | None = None
         self.done = 0  # iterations in the checkpoint
+        self.layers = layered(arguments[1:])
         with ExitStack() as self.leaving:
             super().__init__(
                 LightningModule,
@@ -96,7 +99,7 @@ class StylesCLI(LightningCLI):
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 auto_configure_optimizers=False,
-                args=arguments,
+                args=[*arguments[:1], *self.layers.as_words()],
             )
 
     # ---- the parser
@@ -108,7 +111,7 @@ class StylesCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> StylesParser:
         parser = StylesParser(**kwargs)
         help_text = "YAML file of an experiment; give it again to layer files"
-        parser.add_argument("-c", "--config", action=ConfigFile, help=help_text)
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help=help_text)
         return parser
 
     def add_arguments_to_parser(self, parser: StylesParser) -> None:  # type: ignore[override]
@@ -194,6 +197,7 @@ class StylesCLI(LightningCLI):
             )
 
     def before_instantiate_classes(self) -> None:
+        say(*self.layers.notes)
         self.check_method()
         trainer = self.settings["trainer"]
         if self.config["subcommand"] == "fit" and trainer["max_steps"] == 0:

@@ -5,6 +5,8 @@ import importlib
 import inspect
 import re
 
+from lightning_styles.signatures import parameters_of
+
 # Lines that say how Union types were tried; what matters stands in the lines between them.
 NOISE = re.compile(
     r"Does not validate against any of the Union|Subtypes:|Errors:|Expected a <class 'NoneType'>|usage:|tip:"
@@ -71,20 +73,12 @@ def _closest(word: str, candidates: list[str]) -> list[str]:
 
 
 def _arguments_of(class_path: str) -> list[str]:
-    """Names of the arguments of a class and of the classes that it hands its keywords on to."""
+    """Names of the arguments of a class; none where there is no such class."""
     module, _, name = class_path.rpartition(".")
     try:
-        cls = getattr(importlib.import_module(module), name)
+        return list(parameters_of(getattr(importlib.import_module(module), name)))
     except (ImportError, AttributeError, ValueError):
         return []
-    names: dict[str, None] = {}
-    for base in inspect.getmro(cls):
-        if "__init__" in vars(base) and base is not object:
-            parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
-            names |= {p.name: None for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-                break
-    return list(names)
 
 
 def _class_hints(class_path: str) -> list[str]:
