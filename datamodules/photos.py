@@ -7,6 +7,7 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from datamodules.pictures import Pictures
+from lightning_styles.batches import EVALUATION, PHOTOS
 from lightning_styles.errors import UserError
 
 
@@ -16,6 +17,7 @@ class WithPhotos(L.LightningDataModule):
     Subclasses have the settings photos, resolution and twin_style, see `Pictures`, and the attribute `batch_size`.
     """
 
+    gives = dict.fromkeys(EVALUATION, PHOTOS)
     batch_size: int
 
     def setup(self, stage: str) -> None:

@@ -24,12 +24,14 @@ from callbacks.interruption import (
     without_lightnings_handlers,
 )
 from lightning_styles import runs
+from lightning_styles.batches import check_data
 from lightning_styles.checkpoint_io import WholeFiles
+from lightning_styles.checks import check_method, check_settings, check_state_keys
 from lightning_styles.console import readable, say
 from lightning_styles.devices import check_devices
 from lightning_styles.errors import UserError
 from lightning_styles.files import check_writable, replacing
-from lightning_styles.layers import layered
+from lightning_styles.layers import PATHS, at, layered
 from lightning_styles.parser import StylesParser
 from lightning_styles.progress import IterationBar
 from lightning_styles.required_files import foreign_classes, import_class, missing_files
@@ -147,6 +149,7 @@ class StylesCLI(LightningCLI):
 
     def parse_arguments(self, parser: StylesParser, args: Any) -> None:  # type: ignore[override]
         super().parse_arguments(parser, args)
+        self._spell_out()
         name = self.settings.get("run")
         if name is None or "ckpt_path" not in self.settings:
             return
@@ -155,6 +158,16 @@ class StylesCLI(LightningCLI):
         folder = self.experiment / name
         if self.config["subcommand"] != "fit" or runs.newest_checkpoint(folder):
             self.settings["ckpt_path"] = str(folder)  # also when the run itself began from another checkpoint
+
+    def _spell_out(self) -> None:
+        """Have texts such as #x as they were typed, and one callback as a list of one."""
+        for key in PATHS:
+            text = at(self.layers.tree, key.split("."))
+            if isinstance(text, str) and "${" not in text:
+                self.settings[key] = text
+        callbacks = self.settings["trainer"]["callbacks"]
+        if callbacks is not None and not isinstance(callbacks, list):
+            self.settings["trainer"]["callbacks"] = [callbacks]
 
     def _parse_ckpt_path(self) -> None:
         """Find the checkpoint and say what differs; Lightning would let it overrule files and flags."""
@@ -180,25 +193,10 @@ class StylesCLI(LightningCLI):
         if not other:
             say(*(f"  changed  {line}" for line in runs.differences(before, now)))
 
-    def check_method(self) -> None:
-        """Refuse to train what learns nothing, and to use what has learned nothing.
-
-        Raises:
-            UserError: naming the method.
-        """
-        command, method = self.config["subcommand"], import_class(self.settings["model"]["class_path"])
-        if command == "fit" and getattr(method, "training_step", None) is LightningModule.training_step:
-            raise UserError(f"{method.__name__} learns nothing, so there is nothing to fit; run predict or test.")
-        untrained = self.checkpoint is None and getattr(method, "trained_first", False)
-        if untrained and command not in ("fit", "prepare"):
-            raise UserError(
-                f"{method.__name__} has learned nothing yet: run fit first, then {command} with --ckpt_path last, "
-                "or give the checkpoint of another run."
-            )
-
     def before_instantiate_classes(self) -> None:
         say(*self.layers.notes)
-        self.check_method()
+        check_settings(self.values)
+        check_method(self.values, self.config["subcommand"], untrained=self.checkpoint is None)
         trainer = self.settings["trainer"]
         if self.config["subcommand"] == "fit" and trainer["max_steps"] == 0:
             raise UserError("trainer.max_steps is 0; set it to the number of iterations of the run.")
@@ -209,6 +207,7 @@ class StylesCLI(LightningCLI):
         check_writable(self.experiment)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        check_data(self.model, self.datamodule, str(self.subcommand))
         config = self._get(self.config_init, "trainer")
         folder = self._folder_name()
         if config["logger"] is None or config["logger"] is True:
@@ -223,6 +222,7 @@ class StylesCLI(LightningCLI):
             saving=config["enable_checkpointing"] is not False,
             bar=config["enable_progress_bar"] is not False,
         )
+        check_state_keys(kwargs["callbacks"])
         kwargs["plugins"] = with_plugins(config["plugins"] or [])
         try:
             trainer = super().instantiate_trainer(**kwargs)

@@ -68,10 +68,12 @@ class Layered:
         if not isinstance(value, dict):
             return value
         value = spelled_out(value)
-        settings, own = before.get("init_args") or {}, value.get("init_args") or {}
-        if isinstance(own, dict):
-            settings = self._over(self._carried(before, value, place), own, f"{place}.init_args.")
-        return {**before, **value, **({"init_args": settings} if settings else {})}
+        own = value.get("init_args") or {}
+        if not isinstance(own, dict):
+            return {**before, **value}
+        settings = self._over(self._carried(before, value, place), own, f"{place}.init_args.")
+        merged = {**before, **value, "init_args": settings}
+        return merged if settings else {key: merged[key] for key in merged if key != "init_args"}
 
     def _carried(self, before: Tree, value: Tree, place: str) -> Tree:
         """The settings that a class takes over from the one whose place it takes."""
