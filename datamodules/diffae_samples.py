@@ -82,8 +82,11 @@ class DiffAESamples(WithPhotos):
         within(16, 8192, size=size)
         if encode is not None:
             check_keys("encode", encode, ("steps", "t0"), all_of_them=True)
+            within(1, 1000, **{"encode.steps": encode["steps"]})
             if not (isinstance(encode["t0"], (int, float)) and 0 < encode["t0"] < 1):
                 raise UserError(f"encode.t0 is {encode['t0']}; expected a share of the noise between 0 and 1.")
+        for count in (steps, latent_steps, encode["steps"] if encode else 1):
+            even_timesteps(count)  # refuses what does not divide the timesteps
         self.save_hyperparameters(logger=False, ignore=["batch_size"])
         self.batch_size = batch_size
 

@@ -11,7 +11,10 @@ from lightning_styles.module import StyleModule
 from lightning_styles.required_files import import_class
 
 MOST = 10**9  # of any number but a seed
-TRAINER = {"log_every_n_steps": 1, "num_nodes": 1, "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1}
+TRAINER = {  # what Lightning takes without a word -> the least that has a meaning
+    "log_every_n_steps": 1, "num_nodes": 1, "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1,
+    "gradient_clip_val": 0, "min_steps": 0, "min_epochs": 0, "num_sanity_val_steps": -1,
+}  # fmt: skip
 
 
 def check_settings(settings: dict[str, Any]) -> None:

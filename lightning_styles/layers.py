@@ -83,7 +83,7 @@ class Layered:
             if old == new or import_class(old) is import_class(new):
                 return settings
             known = parameters_of(import_class(new))
-        except (UserError, TypeError):  # the parser says so, with a hint
+        except (UserError, TypeError, AttributeError):  # the parser says so, with a hint
             return settings
         kept = {key: setting for key, setting in settings.items() if key in known}
         shared = [key for key in kept if key not in (value.get("init_args") or {})]
@@ -154,6 +154,9 @@ def layered(words: list[str]) -> Layered:
     for content in files:
         result.lay(content)
     result.take(flags)
+    for section in SECTIONS:
+        if isinstance(result.tree.get(section), dict) and "class_path" not in result.tree[section]:
+            raise UserError(f"{section} names no class; add {section}.class_path, or a config that has it.")
     check_variables(files, flags)
     check_circles(result.tree)
     return result
@@ -203,8 +206,9 @@ def check_variables(files: list[Tree], flags: list[str]) -> None:
     for place, name in given.items():
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean vars.{close[0]}?" if close else "remove it, or write ${...} where it belongs."
-            raise UserError(f"{place} has no effect, because nothing refers to ${{vars.{name}}}: {hint}")
+            others = f"it refers to {', '.join(sorted(known))}." if known else "remove it."
+            hint = f"did you mean vars.{close[0]}?" if close else others
+            raise UserError(f"{place} has no effect, because nothing in the config refers to ${{vars.{name}}}: {hint}")
 
 
 def flag_variables(flags: list[str]) -> list[str]:
@@ -269,8 +273,15 @@ def _dotted(content: Tree) -> Tree:
     """`content` with keys such as `trainer.max_steps` at its top as mappings within mappings."""
     result = Layered()
     for key, value in content.items():
-        result.lay(nested(key.split("."), value) if isinstance(key, str) else {key: value})
+        result.lay(nested(key.split("."), _filled(value)) if isinstance(key, str) else {key: value})
     return result.tree
+
+
+def _filled(tree: Any) -> Any:
+    """`tree` without empty `init_args:`."""
+    if isinstance(tree, dict):
+        return {key: _filled(value) for key, value in tree.items() if key != "init_args" or value is not None}
+    return [_filled(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def _mapping(text: str) -> Tree | None:

@@ -30,8 +30,11 @@ def find_config(path: str) -> Path:
     for place in possible:
         if place.is_file():
             return place
+    if given.exists():
+        kind = "a folder" if given.is_dir() else "no regular file"
+        raise UserError(f"There is no config file {path}: that is {kind}; name a YAML file with --config.")
     folder = next((place.parent for place in possible if place.parent.is_dir()), None)
-    names = sorted(file.name for file in folder.glob("*.yaml")) if folder else []
+    names = sorted(file.name for file in folder.glob("*.yaml") if file.is_file()) if folder else []
     close = difflib.get_close_matches(given.name, names, n=1)
     hint = f"did you mean {given.parent / close[0]}?" if close else "check the path given with --config."
     raise UserError(f"There is no config file {path}: {hint}")

@@ -157,6 +157,8 @@ class OSASIS(StyleModule):
         self.terms = weights_of(weights, WEIGHTS)
         for name, given in (("steps", steps), ("predict_steps", predict_steps)):
             check_keys(name, given, STEPS, all_of_them=True)
+            for count in given.values():
+                picture_process(count)  # refuses what does not divide the timesteps
         if (lpips is None) == (perceptual is None):
             raise UserError("set one of model.lpips (trunk of LPIPS) and model.perceptual, not both or neither.")
         if grid is not None:
