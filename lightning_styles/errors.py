@@ -41,9 +41,9 @@ def check_keys(name: str, given: Collection[str], known: Collection[str], all_of
     Raises:
         UserError: naming the keys.
     """
-    odd = set(given) - set(known) or (all_of_them and set(known) - set(given))
-    if odd:
-        raise UserError(f"{name} has {', '.join(given) or 'nothing'}; expected {', '.join(known)}.")
+    odd = [key for key in given if key not in known]
+    if odd or (all_of_them and len(given) < len(known)):
+        raise UserError(f"{name} has {', '.join(odd or given) or 'nothing'}; expected {', '.join(known)}.")
 
 
 def weights_of(given: Mapping[str, float] | None, defaults: Mapping[str, float]) -> dict[str, float]:

@@ -83,6 +83,27 @@ def test_callbacks_can_be_appended() -> None:
     assert [entry["init_args"]["message"] for entry in config["trainer"]["callbacks"]] == ["first", "second"]
 
 
+def test_a_callback_may_be_appended_before_the_config() -> None:
+    words = ["--trainer.callbacks+=tests.toys.Greeter", "--trainer.callbacks.message", "second"]
+    config = parse_only(["fit", *words, "--config", "configs/tiny/toy.yaml"])
+    assert [entry["init_args"]["message"] for entry in config["trainer"]["callbacks"]] == ["first", "second"]
+
+
+def test_one_callback_is_a_list_of_one() -> None:
+    one = {"class_path": "tests.toys.Greeter", "init_args": {"message": "alone"}}
+    config = parse_only(toy("--config", write("two.yaml", {"trainer": {"callbacks": one}})))
+    assert config["trainer"]["callbacks"] == [{**one, "init_args": {"message": "alone", "every": 1}}]
+
+
+@pytest.mark.parametrize("text", ["1e3", "null", "#x", "- x", "[1]", "1.5e-3", "on", "'q\""])
+def test_a_text_survives_parsing_saving_and_parsing_again(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(toy("--model.base", text, "--print_config")) == 0
+    printed = write("printed.yaml", capsys.readouterr().out)
+    for words in (toy("--model.init_args.base", text), ["fit", "--config", printed]):
+        base = parse_only(words)["model"]["init_args"]["base"]
+        assert base == (None if text == "null" else text)  # null is None where that is possible
+
+
 def test_printed_config_runs_again_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(toy("--vars.lr", "0.5", "--print_config")) == 0
     printed = capsys.readouterr().out

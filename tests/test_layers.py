@@ -92,7 +92,8 @@ def test_the_same_class_by_another_name_is_no_other_class() -> None:
     "text",
     [
         "1e3", "null", "~", "#x", "- x", "[1]", "{a: b}", "1:30", "yes", "", '"quoted"', "it's", "a: b", "=",
-        " x ", "-x", "2020-01-01", ".nan", "0x10", "1_000", "${vars.lr}", "100 %", "\u00e9 \u6f22 \U0001f600", "two\nlines", "\ttab",
+        " x ", "-x", "2020-01-01", ".nan", "0x10", "1_000", "${vars.lr}", "100 %", "\u00e9 \u6f22 \U0001f600",
+        "two\nlines", "\ttab",
     ],
 )  # fmt: skip
 def test_a_text_arrives_as_typed(text: str) -> None:

@@ -114,7 +114,7 @@ VALUES = [
     Bad(f"{SMS} --model.warmup -1", "warmup is -1; it must be at least 0"),
     Bad(f"{SMS} --model.target_prompt '{{stile}}'", "target_prompt is '.stile.'; expected no other places"),
     Bad(f"{SMS} --model.target_prompt '{{style:>3000000000}}'", "expected no other places than .style. and .caption."),
-    Bad(f"{SMS} --model.target_prompt '{{'", "target_prompt is '.' .*write .. for a brace"),
+    Bad(f"{SMS} --model.target_prompt '{{'", "target_prompt is '.' .*write .. and .. for braces"),
     Bad(f"{SMS} --model.rank 1000000000", "rank is 1000000000; it must be from 1 to 4096"),
     Bad(f"{SMS} --model.rank 1e20", "rank: expected int, got 1e.20", 2),
     Bad(f"{SMS} --model.weights.identity -5", "weights.identity is -5.0; it must be at least 0"),
