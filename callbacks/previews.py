@@ -50,7 +50,8 @@ class Previews(L.Callback):
         animation: Literal["webp", "gif", "none"] = "webp",
         frame_ms: int = 120,
     ) -> None:
-        at_least(1, every_n_iterations=every_n_iterations)
+        at_least(1, every_n_iterations=every_n_iterations, max_size=max_size, max_rows=max_rows, frame_ms=frame_ms)
+        at_least(0, amplify=amplify)
         self.every_n_iterations = every_n_iterations
         self.max_size = max_size
         self.max_rows = max_rows

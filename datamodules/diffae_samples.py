@@ -17,7 +17,7 @@ from lightning_styles import noise
 from lightning_styles.diffusion.ddim import decode, sample_codes
 from lightning_styles.diffusion.half_way import encode_half_way, picture_process
 from lightning_styles.diffusion.respacing import Respaced, constant_betas, even_timesteps
-from lightning_styles.errors import UserError, at_least, check_keys
+from lightning_styles.errors import UserError, at_least, check_keys, within
 from lightning_styles.files import replacing
 from lightning_styles.precision import frozen_dtype
 from lightning_styles.pretrained import fingerprint, locate
@@ -57,6 +57,8 @@ class DiffAESamples(WithPhotos):
         seed: key of the photos.
     """
 
+    gives = WithPhotos.gives | {"fit": ("image", "index")}
+
     def __init__(
         self,
         *,
@@ -77,10 +79,14 @@ class DiffAESamples(WithPhotos):
         super().__init__()
         at_least(1, batch_size=batch_size, steps=steps, latent_steps=latent_steps)
         at_least(0, pool=pool)
+        within(16, 8192, size=size)
         if encode is not None:
             check_keys("encode", encode, ("steps", "t0"), all_of_them=True)
-            if not 0 < encode["t0"] < 1:
+            within(1, 1000, **{"encode.steps": encode["steps"]})
+            if not (isinstance(encode["t0"], (int, float)) and 0 < encode["t0"] < 1):
                 raise UserError(f"encode.t0 is {encode['t0']}; expected a share of the noise between 0 and 1.")
+        for count in (steps, latent_steps, encode["steps"] if encode else 1):
+            even_timesteps(count)  # refuses what does not divide the timesteps
         self.save_hyperparameters(logger=False, ignore=["batch_size"])
         self.batch_size = batch_size
 

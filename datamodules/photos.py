@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.pictures import Pictures
 from datamodules.sources import Source
+from lightning_styles.batches import EVALUATION, PHOTOS
 from lightning_styles.errors import UserError
 
 
@@ -17,6 +18,7 @@ class WithPhotos(L.LightningDataModule):
     Subclasses have the settings photos, resolution and twin_style, see `Pictures`, and the attribute `batch_size`.
     """
 
+    gives = dict.fromkeys(EVALUATION, PHOTOS)
     batch_size: int
 
     def setup(self, stage: str) -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from datamodules.filters import apply_filter, check_filter
 from datamodules.sampling import Samples, ShardSampler
 from datamodules.sources import Source, find_sources
+from lightning_styles.batches import EVALUATION, PROMPTS
 from lightning_styles.errors import UserError, at_least
 from lightning_styles.files import places, read_text
 from lightning_styles.prompts import check_lengths
@@ -37,6 +38,8 @@ class Prompts(L.LightningDataModule):
         filter: posterize, cartoon, painting or sketch: makes the exact twin of any picture that the base model draws;
             null for none.
     """
+
+    gives = dict.fromkeys(EVALUATION, PROMPTS)
 
     def __init__(
         self,

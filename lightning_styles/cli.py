@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse import ActionConfigFile
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
@@ -23,13 +24,16 @@ from callbacks.interruption import (
     without_lightnings_handlers,
 )
 from lightning_styles import runs
+from lightning_styles.batches import check_data
 from lightning_styles.checkpoint_fields import check_resumable
 from lightning_styles.checkpoint_io import WholeFiles
+from lightning_styles.checks import check_method, check_settings, check_state_keys
 from lightning_styles.console import readable, say
 from lightning_styles.devices import check_devices
 from lightning_styles.errors import UserError
 from lightning_styles.files import check_writable, replacing
-from lightning_styles.parser import ConfigFile, StylesParser
+from lightning_styles.layers import PATHS, at, layered
+from lightning_styles.parser import StylesParser
 from lightning_styles.progress import IterationBar
 from lightning_styles.prompts import check_lengths
 from lightning_styles.required_files import foreign_classes, import_class, missing_files
@@ -86,6 +90,7 @@ class StylesCLI(LightningCLI):
         self.config_file = first_config(arguments)
         self.checkpoint: Path | None = None
         self.done = 0  # iterations in the checkpoint
+        self.layers = layered(arguments[1:])
         with ExitStack() as self.leaving:
             super().__init__(
                 LightningModule,
@@ -98,7 +103,7 @@ class StylesCLI(LightningCLI):
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 auto_configure_optimizers=False,
-                args=arguments,
+                args=[*arguments[:1], *self.layers.as_words()],
             )
 
     # ---- the parser
@@ -110,7 +115,7 @@ class StylesCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> StylesParser:
         parser = StylesParser(**kwargs)
         help_text = "YAML file of an experiment; give it again to layer files"
-        parser.add_argument("-c", "--config", action=ConfigFile, help=help_text)
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help=help_text)
         return parser
 
     def add_arguments_to_parser(self, parser: StylesParser) -> None:  # type: ignore[override]
@@ -146,6 +151,7 @@ class StylesCLI(LightningCLI):
 
     def parse_arguments(self, parser: StylesParser, args: Any) -> None:  # type: ignore[override]
         super().parse_arguments(parser, args)
+        self._spell_out()
         name = self.settings.get("run")
         if name is None or "ckpt_path" not in self.settings:
             return
@@ -154,6 +160,16 @@ class StylesCLI(LightningCLI):
         folder = self.experiment / name
         if self.config["subcommand"] != "fit" or runs.newest_checkpoint(folder):
             self.settings["ckpt_path"] = str(folder)  # also when the run itself began from another checkpoint
+
+    def _spell_out(self) -> None:
+        """Have texts such as #x as they were typed, and one callback as a list of one."""
+        for key in PATHS:
+            text = at(self.layers.tree, key.split("."))
+            if isinstance(text, str) and "${" not in text:
+                self.settings[key] = text
+        callbacks = self.settings["trainer"]["callbacks"]
+        if callbacks is not None and not isinstance(callbacks, list):
+            self.settings["trainer"]["callbacks"] = [callbacks]
 
     def _parse_ckpt_path(self) -> None:
         """Find the checkpoint and say what differs; Lightning would let it overrule files and flags."""
@@ -181,25 +197,11 @@ class StylesCLI(LightningCLI):
         if not other:
             say(*(f"  changed  {line}" for line in runs.differences(before, now)))
 
-    def check_method(self) -> None:
-        """Refuse to train what learns nothing, and to use what has learned nothing.
-
-        Raises:
-            UserError: naming the method.
-        """
-        command, method = self.config["subcommand"], import_class(self.settings["model"]["class_path"])
-        if command == "fit" and getattr(method, "training_step", None) is LightningModule.training_step:
-            raise UserError(f"{method.__name__} learns nothing, so there is nothing to fit; run predict or test.")
-        untrained = self.checkpoint is None and getattr(method, "trained_first", False)
-        if untrained and command not in ("fit", "prepare"):
-            raise UserError(
-                f"{method.__name__} has learned nothing yet: run fit first, then {command} with --ckpt_path last, "
-                "or give the checkpoint of another run."
-            )
-
     def before_instantiate_classes(self) -> None:
         check_lengths(self.settings.items())
-        self.check_method()
+        say(*self.layers.notes)
+        check_settings(self.values)
+        check_method(self.values, self.config["subcommand"], untrained=self.checkpoint is None)
         trainer = self.settings["trainer"]
         if self.config["subcommand"] == "fit" and trainer["max_steps"] == 0:
             raise UserError("trainer.max_steps is 0; set it to the number of iterations of the run.")
@@ -210,6 +212,7 @@ class StylesCLI(LightningCLI):
         check_writable(self.experiment)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        check_data(self.model, self.datamodule, str(self.subcommand))
         config = self._get(self.config_init, "trainer")
         folder = self._folder_name()
         if config["logger"] is None or config["logger"] is True:
@@ -224,6 +227,7 @@ class StylesCLI(LightningCLI):
             saving=config["enable_checkpointing"] is not False,
             bar=config["enable_progress_bar"] is not False,
         )
+        check_state_keys(kwargs["callbacks"])
         kwargs["plugins"] = with_plugins(config["plugins"] or [])
         try:
             trainer = super().instantiate_trainer(**kwargs)

@@ -18,8 +18,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles import noise
+from lightning_styles.batches import Needs
 from lightning_styles.checkpoint_fields import CHECKPOINT_KEY, check_optimizers
-from lightning_styles.errors import SharedError, UserError
+from lightning_styles.errors import SharedError, UserError, at_least
 from lightning_styles.nonfinite import NonFinite, bad_tensors, became_nonfinite, way_out
 from lightning_styles.precision import frozen_dtype, keep_trained_in_float32
 
@@ -48,6 +49,7 @@ class StyleModule(L.LightningModule):
         iteration: the current iteration, 0-based; constant during a training step.
         base_models: name of each frozen base -> sha256, stored in checkpoints instead of the weights.
         finished: names of pictures that `predict` may skip because their result is already written.
+        terms: weights of the loss terms in use, which `fit` tells.
         stops_at_nonfinite: whether a NaN or infinite loss ends the run; a callback may take that over.
     """
 
@@ -62,8 +64,8 @@ class StyleModule(L.LightningModule):
         metrics: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
-        if iterations < 1:
-            raise UserError(f"iterations is {iterations}; it must be at least 1.")
+        at_least(1, iterations=iterations)
+        at_least(0, clip_norm=clip_norm)
         self.automatic_optimization = False
         self.strict_loading = False  # frozen bases are not in checkpoints; on_load_checkpoint checks the rest strictly
         self.iterations = iterations
@@ -74,6 +76,7 @@ class StyleModule(L.LightningModule):
         self.base_models: dict[str, str] = {}
         self.finished: set[str] = set()
         self.stops_at_nonfinite = True
+        self.terms: dict[str, float] = {}
         self._nonfinite = NonFinite()
         self._optimizer_index: dict[str, int] = {}
         self._resumed: dict[str, Any] | None = None  # the checkpoint, until its optimizers are looked at
@@ -90,6 +93,7 @@ class StyleModule(L.LightningModule):
     fit_only: ClassVar[tuple[str, ...]] = ()  # settings whose files fit reads, and no command on a trained method
     folders: ClassVar[tuple[str, ...]] = ()  # settings that name folders it writes to
     reads: ClassVar[tuple[str, ...]] = ()  # class paths of methods whose checkpoints it takes in all commands but fit
+    needs: ClassVar[dict[str, tuple[Needs, ...]]] = {}  # command -> what it reads of its data, the one or the other
     trained_first: ClassVar[bool] = False  # all commands but fit and prepare need a checkpoint
     own_size: ClassVar[bool] = False  # `stylize` leaves photos as large as they are
 
@@ -112,6 +116,11 @@ class StyleModule(L.LightningModule):
     def export(self, path: Path, layout: str) -> None:
         """Write what was trained to the file or folder `path`, in a layout that is a key of `formats`."""
         raise NotImplementedError
+
+    def summary_lines(self) -> list[str]:
+        """What to tell the user when a command begins."""
+        weights = ", ".join(f"{name} {weight:g}" for name, weight in self.terms.items())
+        return [f"Weights: {weights}"] if weights else []
 
     def closing_lines(self) -> list[str]:
         """What to tell the user when a command ends: where results are and what to run next."""

@@ -1,10 +1,12 @@
 """Prompts with the places {style} and {caption} in them."""
 
 from collections.abc import Iterable
+from string import Formatter
 from typing import Any
 
 from lightning_styles.errors import UserError
 
+PLACES = ("style", "caption")
 MOST_LETTERS = 10_000  # of a text in a config or beside a picture; text encoders read the first 300 or so
 
 
@@ -37,8 +39,16 @@ def check_prompts(**prompts: str) -> None:
     check_lengths(prompts.items())
     for name, prompt in prompts.items():
         try:
-            fill(prompt, "", "")
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            places = [place for place in Formatter().parse(prompt) if place[1] is not None]
+        except ValueError as error:
             raise UserError(
-                f"{name} is {prompt!r}, and {error} in it cannot be filled in; expected {{style}} and {{caption}}."
+                f"{name} is {shown(prompt)} ({error}); write {{{{ and }}}} for braces of its own."
             ) from error
+        for _, place, width, conversion in places:
+            if place not in PLACES or width or conversion:
+                raise UserError(f"{name} is {shown(prompt)}; expected no other places than {{style}} and {{caption}}.")
+
+
+def shown(text: str, most: int = 80) -> str:
+    """`text` in quotes, its beginning where it is long."""
+    return repr(text if len(text) <= most else f"{text[:most]}...")

@@ -20,7 +20,7 @@ class LightParser(argparse.ArgumentParser):
         print(f"error: {message}", file=sys.stderr)
         known = [word for action in self._actions for word in (*action.option_strings, *(action.choices or ()))]
         for word in re.findall(r"(?:arguments: |choice: ')([\w-]+)", message):
-            for close in difflib.get_close_matches(word, known, n=1):
+            for close in [] if word in known else difflib.get_close_matches(word, known, n=1):
                 print(f"hint: '{word}': did you mean '{close}'?", file=sys.stderr)
         print(f"hint: {self.prog} --help lists the options.", file=sys.stderr)
         raise SystemExit(2)

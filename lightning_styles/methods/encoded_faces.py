@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_styles.alignment import Face, align, find_face, landmarks_beside, paste_back, rescaled
+from lightning_styles.batches import EVALUATION, Needs
 from lightning_styles.errors import UserError
 from lightning_styles.imaging import image_size, read_image
 from lightning_styles.models.psp import Space
@@ -75,6 +76,7 @@ class EncodedFaces(StyleModule):
         latent_avg: (D,), the mean of its w.
     """
 
+    needs = dict.fromkeys(EVALUATION, (Needs(("image", "name", "index")),))
     own_size = True  # faces are cut out of photos of any size
     source: Generator
     latent_avg: Tensor

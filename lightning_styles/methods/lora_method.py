@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_styles import noise
+from lightning_styles.batches import EVALUATION, Needs
 from lightning_styles.diffusion.schedules import NoiseSchedule
-from lightning_styles.errors import at_least
+from lightning_styles.errors import at_least, within
 from lightning_styles.imaging import pad_to_multiple
 from lightning_styles.models.adapters import enable_gradient_checkpointing
 from lightning_styles.module import StyleModule
@@ -21,6 +22,7 @@ from lightning_styles.sheet import labelled_row
 
 log = logging.getLogger(__name__)
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+PAIR = ("content", "style", "prompt", "content_size", "style_size", "crop")  # keys of a batch of pairs
 STYLE = "style"  # the adapter that is kept
 SCHEDULERS = {
     "ddim": "DDIMScheduler", "pndm": "PNDMScheduler", "euler": "EulerDiscreteScheduler",
@@ -62,6 +64,7 @@ class LoRAMethod(StyleModule):
         seed: key of all randomness.
     """
 
+    needs = dict.fromkeys(EVALUATION, (Needs(("prompt", "name"), ("twin",)), Needs(("image", "name", "caption"))))
     base: Any
     unet: Any
     formats = {"kohya": "style_lora.safetensors", "diffusers": "pytorch_lora_weights.safetensors"}
@@ -92,7 +95,9 @@ class LoRAMethod(StyleModule):
         seed: int = 0,
     ) -> None:
         super().__init__(iterations=iterations, seed=seed, clip_norm=clip_norm, metrics=metrics)
-        at_least(1, steps=steps, size=size)
+        within(1, 1000, steps=steps)
+        within(16, 8192, size=size)
+        within(0, 1000, style_start=style_start)
         at_least(0, strength=strength, guidance=guidance, **{"strengths": min(strengths)} if strengths else {})
         self.save_hyperparameters()
 

@@ -16,11 +16,12 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles import noise
+from lightning_styles.batches import EVALUATION, Needs
 from lightning_styles.diffusion import ddim, half_way
 from lightning_styles.diffusion.half_way import Encoding, decoder_indices, picture_process
 from lightning_styles.diffusion.respacing import Respaced
 from lightning_styles.diffusion.text_edit import TextEdit, move_code, text_loss
-from lightning_styles.errors import UserError, at_least, check_keys
+from lightning_styles.errors import UserError, at_least, check_keys, weights_of, within
 from lightning_styles.files import existing, places
 from lightning_styles.losses.clip_direction import ClipPreprocess, check_directions
 from lightning_styles.losses.osasis import WEIGHTS, Anchors, embedding_terms, picture_terms
@@ -99,6 +100,7 @@ class OSASIS(StyleModule):
 
     formats = {"osasis": "iter.pt"}
     folders = ("encoded", "cache")
+    needs = {"fit": (Needs(("image",)),), **dict.fromkeys(EVALUATION, (Needs(("image", "name")),))}
     fit_only = ("style_image", "twin_image", "domain_model", "clip", "lpips", "perceptual")
 
     A: Any
@@ -121,7 +123,7 @@ class OSASIS(StyleModule):
         resolution: int = 256,
         fit_to_square: Literal["letterbox", "crop", "squash"] = "letterbox",
         candidates: int = 30,
-        weights: dict[str, float],
+        weights: dict[str, float] | None = None,
         lr: float = 5e-6,
         spn_lr: float = 1e-4,
         spn: Literal["time", "plain", "none"] = "time",
@@ -152,10 +154,14 @@ class OSASIS(StyleModule):
         super().__init__(iterations=iterations, seed=seed, metrics=metrics)
         if not 0 < t0 < 1:
             raise UserError(f"t0 is {t0}; expected a share of the noise between 0 and 1, such as 0.5.")
-        at_least(1, candidates=candidates)
-        check_keys("weights", weights, WEIGHTS)
+        at_least(1, candidates=candidates, f_ch=f_ch)
+        at_least(0, lr=lr, spn_lr=spn_lr, lambda_spn=lambda_spn, lambda_style=lambda_style)
+        within(16, 8192, resolution=resolution)
+        self.terms = weights_of(weights, WEIGHTS)
         for name, given in (("steps", steps), ("predict_steps", predict_steps)):
             check_keys(name, given, STEPS, all_of_them=True)
+            for count in given.values():
+                picture_process(count)  # refuses what does not divide the timesteps
         if (lpips is None) == (perceptual is None):
             raise UserError("set one of model.lpips (trunk of LPIPS) and model.perceptual, not both or neither.")
         if grid is not None:
@@ -311,7 +317,7 @@ class OSASIS(StyleModule):
             x = x + strength * self.offset(images, self.decoder, j)  # equations 12 and 13
             x_next, x_0 = ddim.step_down(self.decoder, j, x, self.B(x, self.decoder.t(j, x), z))
             losses = self.losses(anchors, x_0[1:], x_0[:1])
-            self.optimize("stylizer", self.total_loss(losses, WEIGHTS | h.weights), ends_iteration=j == indices[-1])
+            self.optimize("stylizer", self.total_loss(losses, self.terms), ends_iteration=j == indices[-1])
             x = x_next.detach()  # no gradient through several steps
         self.shown = photos[:4]
 

@@ -13,10 +13,11 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles import noise
-from lightning_styles.errors import UserError, at_least
+from lightning_styles.batches import Needs
+from lightning_styles.errors import UserError, at_least, within
 from lightning_styles.losses.denoising import denoising_loss
-from lightning_styles.methods.lora_method import ATTENTION, STYLE, LoRAMethod
-from lightning_styles.models.adapters import routed
+from lightning_styles.methods.lora_method import ATTENTION, PAIR, STYLE, LoRAMethod
+from lightning_styles.models.adapters import MOST_RANK, routed
 from lightning_styles.models.orthogonal import BASIS_SEED, add_gaussian_loras, add_orthogonal_loras
 from lightning_styles.pretrained.lora_export import save_lora
 
@@ -48,6 +49,7 @@ class PairCustomization(LoRAMethod):
         drawing: settings of `LoRAMethod`.
     """
 
+    needs = LoRAMethod.needs | {"fit": (Needs((*PAIR, "row"), ("views",)),)}
     formats = {
         "kohya": "style_lora.safetensors",
         "diffusers": "pytorch_lora_weights.safetensors",
@@ -74,8 +76,9 @@ class PairCustomization(LoRAMethod):
         **drawing: Any,
     ) -> None:
         super().__init__(style_phrase=style_phrase, **drawing)
-        at_least(1, content_rank=content_rank, style_rank=style_rank)
-        at_least(0, style_from=style_from, lr=lr, weight_decay=weight_decay, noise_offset=noise_offset)
+        within(1, MOST_RANK, content_rank=content_rank, style_rank=style_rank)
+        at_least(0, style_from=style_from, lr=lr, weight_decay=weight_decay)
+        at_least(0, noise_offset=noise_offset, snr_gamma=snr_gamma)
         if not style_phrase.strip():
             raise UserError('style_phrase is empty; say how the twin differs, for example "in digital art style".')
         if style_from >= self.iterations:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_styles import noise
-from lightning_styles.errors import UserError, at_least, check_keys
+from lightning_styles.batches import Needs
+from lightning_styles.errors import UserError, at_least, check_keys, weights_of, within
 from lightning_styles.losses.gan import generator_loss
 from lightning_styles.losses.semantic import perceptual_distance, semantic_distance, shrink
 from lightning_styles.methods.finetuned_stylegan import without_gradients
@@ -91,6 +92,7 @@ class PseudoPairedStyleGAN(StylizedFaces):
     """
 
     folders = ("cache",)
+    needs = StylizedFaces.needs | {"fit": (Needs(("image",), ("squares",)),), "prepare": (Needs(data=("squares",)),)}
     fit_only = ("lpips", "perceptual", "identity", "finetuned")
     trained_first = True
     judge: Any
@@ -146,15 +148,14 @@ class PseudoPairedStyleGAN(StylizedFaces):
         seed: int = 0,
     ) -> None:
         super().__init__(iterations=iterations, seed=seed, metrics=metrics)
-        check_keys("weights", weights or {}, TERMS)
         check_keys("policies", policies or [], POLICIES)
-        self.terms = TERMS | (weights or {})
+        self.terms = weights_of(weights, TERMS)
         at_least(1, r1_every=r1_every, path_every=path_every, pair_batch=pair_batch, ada_ramp=ada_ramp)
         at_least(1, finetune_iterations=finetune_iterations)
-        at_least(0, lr=lr, r1=r1, path=path, identity_weight=identity_weight, freeze_d=freeze_d, **self.terms)
-        for name, share in {"mixing": mixing, "z_plus": z_plus, "ema": ema, "ada_start": ada_start}.items():
-            if not 0 <= share <= 1:
-                raise UserError(f"{name} is {share}; expected a number from 0 to 1.")
+        at_least(0, lr=lr, r1=r1, path=path, identity_weight=identity_weight, freeze_d=freeze_d)
+        at_least(0, feature_cache=feature_cache, semantic_samples=semantic_samples)
+        within(0, 1, mixing=mixing, z_plus=z_plus, ema=ema, ada_start=ada_start)
+        within(-1, 1, ada_target=ada_target)
         if lpips is not None and perceptual is not None:
             raise UserError("set one of model.lpips (trunk of LPIPS) and model.perceptual, not both.")
         if lpips is None and perceptual is None and (self.terms["semantic"] or self.terms["paired"]):

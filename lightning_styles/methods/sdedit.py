@@ -4,7 +4,8 @@ import logging
 from typing import Any
 
 from lightning_styles import noise
-from lightning_styles.errors import UserError, at_least
+from lightning_styles.batches import EVALUATION, Needs
+from lightning_styles.errors import at_least, within
 from lightning_styles.imaging import pad_to_multiple
 from lightning_styles.module import StyleModule
 from lightning_styles.pretrained import fingerprint, locate
@@ -30,6 +31,7 @@ class SDEdit(StyleModule):
         seed: key of all randomness.
     """
 
+    needs = dict.fromkeys(EVALUATION, (Needs(("image", "name", "caption")),))
     pipeline: Any
 
     def __init__(
@@ -49,10 +51,9 @@ class SDEdit(StyleModule):
     ) -> None:
         super().__init__(iterations=1, seed=seed, metrics=metrics)
         check_prompts(target_prompt=target_prompt)
-        at_least(1, steps=steps)
+        within(1, 1000, steps=steps)
         at_least(0, guidance=guidance)
-        if not 0 <= strength <= 1:
-            raise UserError(f"strength is {strength}; expected 0 (the photo itself) to 1 (nothing of it left).")
+        within(0, 1, strength=strength)
         self.save_hyperparameters()
 
     @classmethod

@@ -15,22 +15,24 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles import noise
+from lightning_styles.batches import EVALUATION, Needs
 from lightning_styles.checkpoint_fields import ANOTHER, CHECKPOINT_KEY
 from lightning_styles.diffusion import latents, timesteps
 from lightning_styles.diffusion.schedules import NoiseSchedule
 from lightning_styles.diffusion.scores import Query, Scores
-from lightning_styles.errors import UserError, at_least
+from lightning_styles.errors import UserError, at_least, weights_of, within
 from lightning_styles.files import file_name
 from lightning_styles.imaging import pad_to_multiple, save_png
 from lightning_styles.losses import score_distillation as distill
 from lightning_styles.losses import spectrum
-from lightning_styles.models.adapters import enable_gradient_checkpointing
+from lightning_styles.models.adapters import MOST_RANK, enable_gradient_checkpointing
 from lightning_styles.module import StyleModule
 from lightning_styles.precision import LOSS_SCALE
 from lightning_styles.pretrained import fingerprint, locate
 from lightning_styles.prompts import check_prompts, fill
 from lightning_styles.reading import expect
 
+WEIGHTS = {"style": 1.0, "identity": 0.0005}
 log = logging.getLogger(__name__)
 
 
@@ -54,7 +56,8 @@ class SMS(StyleModule):
         identity: what ties the result to the source: "progressive" spectrum (SMS), "fixed" 30 % of the spectrum,
             "mse" of latents, or "none".
         spectrum_norm: "l1" (official code, to which the published weights belong) or the paper's squared "l2".
-        weights: factors on the gradients of the terms `style` and `identity`.
+        weights: factors on the gradients of the terms `style` and `identity`; 1 and 0.0005 (official code) where left
+            out.
         sampling: timesteps of the generator: adaptive "narrowing" (SMS), "uniform" below t_max, "linear" annealing, or
             the "full" range up to t = 979 whatever t_max is (VSD, SDS, DDS, PDS).
         fake_sampling: timesteps of the fake score: "code" stays below t_max, "paper" goes up to 979.
@@ -85,6 +88,8 @@ class SMS(StyleModule):
         seed: key of all randomness.
     """
 
+    needs = {"fit": (Needs(data=("pictures",)),)}
+    needs |= dict.fromkeys(EVALUATION, (Needs(("image", "name", "caption")),))
     vae: Any
     encoders: dict[str, Any]
     z_src: Tensor
@@ -104,7 +109,7 @@ class SMS(StyleModule):
         relevance: bool = True,
         identity: Literal["progressive", "fixed", "mse", "none"] = "progressive",
         spectrum_norm: Literal["l1", "l2"] = "l1",
-        weights: dict[str, float],
+        weights: dict[str, float] | None = None,
         sampling: Literal["narrowing", "uniform", "linear", "full"] = "narrowing",
         fake_sampling: Literal["code", "paper"] = "code",
         t_min: int = 20,
@@ -133,12 +138,11 @@ class SMS(StyleModule):
         super().__init__(iterations=iterations, seed=seed, metrics=metrics)
         if not style.strip():
             raise UserError('style is empty; describe it in words, for example --model.style "watercolor style".')
-        unknown = weights.keys() - {"style", "identity"}
-        if unknown:
-            raise UserError(f"weights has {', '.join(sorted(unknown))}; it takes style and identity.")
+        self.terms = weights_of(weights, WEIGHTS)
         check_prompts(edit_prompt=edit_prompt, target_prompt=target_prompt, source_prompt=source_prompt)
         timesteps.check_range(grid_steps, t_min, t_max)
-        at_least(1, rank=rank)
+        within(1, MOST_RANK, rank=rank)
+        at_least(0, alpha=alpha)
         at_least(0, warmup=warmup, lr=lr, fake_lr=fake_lr, eps=eps, weight_decay=weight_decay, guidance=guidance)
         self.save_hyperparameters()
         self.names: list[str] = []
@@ -299,14 +303,13 @@ class SMS(StyleModule):
 
     def iterate(self) -> None:
         """One iteration of Algorithm 1: move the latents, then let the fake scores follow them."""
-        weights = self.hparams.weights
         index, eps = self.draw("generator", self.generator_range())
         t, t_prev = self.grid[index], self.grid[index - 1]
         g, R = self.distill(t, t_prev, eps)
         style, style_gradient = distill.style_loss(g, R)
         identity, identity_gradient = self.identity(t)
         losses = {"style": style.sum(), "identity": identity.sum()}
-        gradient = weights.get("style", 1.0) * style_gradient + identity_gradient
+        gradient = self.terms["style"] * style_gradient + identity_gradient
         self.optimize("generator", self.z_tgt, gradient)
         if self.learns_fake:
             index, eps = self.draw("fake", self.fake_range())
@@ -344,7 +347,7 @@ class SMS(StyleModule):
     @torch.no_grad()
     def identity(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Value (P,) of the identity term, its weight included, and its gradient (P, 4, h, w)."""
-        h, weight = self.hparams, self.hparams.weights.get("identity", 0.0)
+        h, weight = self.hparams, self.terms["identity"]
         z_tgt, z_src = self.z_tgt, self.z_src
         rows, columns = z_tgt.shape[-2:]
         if h.identity == "none":

@@ -40,7 +40,8 @@ COMMANDS = [
 ]
 CONFIGS = [
     Bad("fit --config {w}/tou.yaml", "no config file .*did you mean .*toy.yaml"),
-    Bad("fit --config {w}", "There is no config file"),
+    Bad("fit --config {w}", "There is no config file .*: that is a folder; name a YAML file"),
+    Bad("fit --config /dev/null", "There is no config file /dev/null: that is no regular file"),
     Bad("check --config nope.yaml", "There is no config file nope.yaml"),
     Bad("fit --config {w}/empty.yaml", "holds nothing, expected keys such as model:"),
     Bad("fit --config {w}/list.yaml", "holds a list, expected keys"),
@@ -54,7 +55,7 @@ CONFIGS = [
     Bad("fit --config {w}/no_class.yaml", "arguments are required: fit.model", 2),
     Bad(f"{TOY} --config {{w}}/no_key.yaml", "refers to \\$\\{vars.nope\\}, but there is no key vars.nope"),
     Bad(f"{TOY} --config {{w}}/unclosed.yaml", "cannot be resolved: .*write \\$\\{section.key\\}"),
-    Bad(f"{TOY} --config {{w}}/circle.yaml", "cannot be resolved"),
+    Bad(f"{TOY} --config {{w}}/circle.yaml", "vars.lr refers to itself through ..vars.lr.; give it a value"),
     Bad(f"{TOY} --config {{w}}/resolver.yaml", "cannot be resolved: Unsupported interpolation type nothing"),
     Bad(f"{TOY} --config {{w}}/key.yaml", "no key 'trainer.max_stepz'", 2),
     Bad(f"{TOY} --config {{w}}/section.yaml", "no key 'modle.class_path'", 2),
@@ -77,6 +78,21 @@ VALUES = [
     Bad(f"{TOY} --trainer.precision bf17", "precision: .*'bf16-mixed'.*got bf17", 2),
     Bad(f"{TOY} --trainer.strategy warp", "invalid strategy name"),
     Bad(f"{TOY} --trainer.callbacks callbacks.Prevews", "no attribute 'Prevews'", 2),
+    Bad(f"{TOY} --trainer.max_steps 1000000000000000000", "max_steps is 1e.18; expected at most 1e.09"),
+    Bad(f"{TOY} --trainer.max_steps 36893488147419103232", "max_steps is 3.68935e.19; expected at most 1e.09"),
+    Bad(f"{TOY} --trainer.devices 999", "devices is 999, but this machine runs at most"),
+    Bad(f"{TOY} --trainer.log_every_n_steps -3", "trainer.log_every_n_steps is -3; it must be at least 1"),
+    Bad(f"{TOY} --trainer.min_steps -5", "trainer.min_steps is -5; it must be at least 0"),
+    Bad(f"{TOY} --vars.learning_rate 1", "vars.learning_rate has no effect, because nothing in the config refers to"),
+    Bad("fit --trainer.callbacks+=callbacks.Prevews --config {w}/toy.yaml", "no attribute 'Prevews'", 2),
+    Bad(
+        f"{TOY} --trainer.callbacks+=callbacks.EMA --trainer.callbacks+=callbacks.EMA", "callbacks.EMA twice with equal"
+    ),
+    Bad(
+        f"{TOY} --trainer.callbacks+=callbacks.EMA --trainer.callbacks+=callbacks.EMA --trainer.callbacks.decay 0.5",
+        "trainer.callbacks has EMA twice, and a checkpoint holds the state of one",
+    ),
+    Bad(f"{TOY} --trainer.callbacks '{{ema: {{class_path: callbacks.EMA}}}}'", "'ema.class_path' is not accepted", 2),
     Bad(f"{TOY} --trainer.callbacks+=os.system", "does not correspond to a subclass of Callback", 2),
     Bad(
         f"{TOY} --trainer.callbacks+=callbacks.Previews --trainer.callbacks.every_n_iterations 0",
@@ -91,12 +107,31 @@ VALUES = [
     Bad(f"{TOY} --model.class_path nothing.here.Toy", "No module named 'nothing'", 2),
     Bad(f"{TOY} --model.class_path os.system", "does not correspond to a subclass of LightningModule", 2),
     Bad(f"{SMS} --model.style ''", "style is empty; describe it in words"),
-    Bad(f"{SMS} --model.weights.stile 3", "weights has stile; it takes style and identity"),
+    Bad(f"{SMS} --model.weights.stile 3", "weights has stile; expected style, identity"),
     Bad(f"{SMS} --model.objective smz", "expected one of 'sms', 'vsd'", 2),
     Bad(f"{SMS} --model.lr -0.1", "lr is -0.1; it must be at least 0"),
-    Bad(f"{SMS} --model.rank 0", "rank is 0; it must be at least 1"),
+    Bad(f"{SMS} --model.rank 0", "rank is 0; it must be from 1 to 4096"),
     Bad(f"{SMS} --model.warmup -1", "warmup is -1; it must be at least 0"),
-    Bad(f"{SMS} --model.target_prompt '{{stile}}'", "target_prompt is '.stile.', .*expected .style. and .caption."),
+    Bad(f"{SMS} --model.target_prompt '{{stile}}'", "target_prompt is '.stile.'; expected no other places"),
+    Bad(f"{SMS} --model.target_prompt '{{style:>3000000000}}'", "expected no other places than .style. and .caption."),
+    Bad(f"{SMS} --model.target_prompt '{{'", "target_prompt is '.' .*write .. and .. for braces"),
+    Bad(f"{SMS} --model.rank 1000000000", "rank is 1000000000; it must be from 1 to 4096"),
+    Bad(f"{SMS} --model.rank 1e20", "rank: expected int, got 1e.20", 2),
+    Bad(f"{SMS} --model.weights.identity -5", "weights.identity is -5.0; it must be at least 0"),
+    Bad(f"{SMS} --model.weights.identity .nan", "model.weights.identity is nan; expected a finite number"),
+    Bad(f"{SMS} --model.lr 1e400", "model.lr is inf; expected a finite number"),
+    Bad(f"{SMS} --model.lr 1e30", "model.lr is 1e.30; expected at most 1e.09"),
+    Bad(f"{SMS} --data.num_workers 10000", "num_workers is 10000; it must be from 0 to 256"),
+    Bad(f"{SMS} --data datamodules.Prompts --data.prompts '[a]'", "SMS cannot fit on Prompts, .* datamodules.Pictures"),
+    Bad(f"{SMS} --data null", "SMS has no data to fit: set data.class_path to datamodules.Pictures"),
+    Bad(
+        "predict --config {w}/sms.yaml --data datamodules.Prompts --data.prompts '[a]'", "SMS cannot predict on Prompts"
+    ),
+    Bad(
+        "test --config {w}/sms.yaml --data datamodules.SceneImages --data.kinds '[portrait]' --data.styles '[photo]' "
+        "--data.size 64 --data.batch_size 2",
+        "SMS cannot test on SceneImages, which gives image, caption",
+    ),
     Bad(f"{SMS} --model.metrics.perceptuel x", "no metric 'perceptuel': did you mean perceptual"),
     Bad("test --config {w}/sms.yaml", "metrics is empty; name what to measure", late=True),
 ]
@@ -119,7 +154,7 @@ PICTURES = [
     Bad(f"{SMS} --data.resolution 0", "resolution is 0; expected 16 to 8192 px"),
     Bad(f"{SMS} --data.resolution 100000", "resolution is 100000; expected 16 to 8192 px"),
     Bad(f"{SMS} --data.batch_size 0", "batch_size is 0; it must be at least 1"),
-    Bad(f"{SMS} --data.num_workers -1", "num_workers is -1; it must be at least 0"),
+    Bad(f"{SMS} --data.num_workers -1", "num_workers is -1; it must be from 0 to 256"),
     Bad(f"{SMS} --data.imagez x", "Option 'imagez' is not accepted", 2),
     Bad(f"{SMS} --data.images {{w}}/cut.png", "cannot be read as an image .image file is truncated"),
     Bad(f"{SMS} --data.images {{w}}/float.tiff", "holds floating-point values", late=True),
@@ -176,6 +211,8 @@ CHECKPOINTS = [
 MODELS = [
     Bad(f"{SMS} --model.base nope", "'nope' is neither a file or folder nor a known name; known are"),
     Bad(f"{SMS} --model.base tiny/lora-cartoon", "is a lora, but a stable-diffusion is needed"),
+    Bad(f"{SMS} --model.base runwayml/stable-diffusion-v1-5", "no longer on the hub.* use stable-diffusion-v1-5"),
+    Bad(f"{SMS} --model.base stabilityai/stable-diffusion-2-1-base", "no longer on the hub.* or stable-diffusion-xl"),
     Bad(f"{SMS} --model.base stable-diffusion-v1-5", "not on this machine .4.3 GB, CreativeML.*hf download"),
     Bad(f"{SMS} --model.style_lora coolkids-v2.5", "civitai.com/models/67980. Save it as"),
     Bad("test --config {w}/sms.yaml --model.metrics.lpips vgg16-imagenet", "553 MB.*download.pytorch.org"),
