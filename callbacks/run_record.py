@@ -104,10 +104,14 @@ class RunRecord(L.Callback):
 
 
 def _earlier(path: Path) -> list[dict[str, Any]]:
-    """Earlier launches in the same folder; none if the file is missing or not ours."""
+    """Earlier launches in the same folder; none if the file is missing or not ours.
+
+    Those that still count as running were killed: this one could not write here while they ran.
+    """
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["launches"])
-    except (OSError, ValueError, KeyError, TypeError):
+        launches = list(json.loads(path.read_text(encoding="utf-8"))["launches"])
+        return [launch | ({"state": "killed"} if launch.get("state") == "running" else {}) for launch in launches]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
 
 

@@ -28,6 +28,7 @@ from lightning_styles.console import readable, say
 from lightning_styles.devices import check_devices
 from lightning_styles.errors import UserError
 from lightning_styles.files import check_writable, replacing
+from lightning_styles.launches import holding
 from lightning_styles.parser import ConfigFile, StylesParser
 from lightning_styles.progress import IterationBar
 from lightning_styles.required_files import foreign_classes, import_class, missing_files
@@ -207,6 +208,7 @@ class StylesCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
         folder = self._folder_name()
+        self._claim(self.experiment / folder)
         if config["logger"] is None or config["logger"] is True:
             kwargs["logger"] = TensorBoardLogger(self.experiment.parent, self.experiment.name, folder)
         # Each run its own: without a logger files go there, and on SLURM Lightning loads any hpc_ckpt_N.ckpt in it.
@@ -238,9 +240,14 @@ class StylesCLI(LightningCLI):
                 return resumed.name
         if rank_zero_only.rank != 0:  # the name is what rank 0 broadcasts
             return runs.next_folder(self.experiment, command)
-        folder = runs.claim_folder(self.experiment, command)
-        self.leaving.callback(runs.drop_empty, self.experiment / folder)
-        return folder
+        return runs.claim_folder(self.experiment, command)
+
+    def _claim(self, folder: Path) -> None:
+        """Keep the run's folder for this launch; it goes again if nothing is written into it."""
+        if rank_zero_only.rank == 0:
+            self.leaving.callback(runs.drop_empty, folder)
+            if self.subcommand == "fit":
+                self.leaving.enter_context(holding(folder))
 
     # ---- running
 
