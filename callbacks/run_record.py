@@ -13,8 +13,10 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
+from callbacks.completion import Unfinished
 from callbacks.throughput import Throughput, batch_size, peak_memory_mb
 from lightning_styles.imaging import replacing
+from lightning_styles.progress import finished
 
 PACKAGES = (
     "lightning-styles", "torch", "torchvision", "lightning", "diffusers", "transformers", "peft",
@@ -55,12 +57,14 @@ class RunRecord(L.Callback):
                 rank_zero_info(f"global batch = {world} devices x {size} = {world * size} pictures")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        done = trainer.global_step >= trainer.max_steps > 0
-        self._end(trainer, pl_module, "finished" if done else "stopped")
+        self._end(trainer, pl_module, "finished" if finished(trainer) else "stopped")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        kind = type(exception).__name__
-        state = "interrupted" if isinstance(exception, (KeyboardInterrupt, SystemExit)) else f"failed: {kind}"
+        state = f"failed: {type(exception).__name__}"
+        if isinstance(exception, (KeyboardInterrupt, SystemExit)):
+            state = "interrupted"
+        elif isinstance(exception, Unfinished):
+            state = "stopped"
         self._end(trainer, pl_module, state)
 
     def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The command line: answers what needs no heavy import at once and hands the rest on.
 
-Exit codes: 0 done, 1 an error the user can mend, 2 a command line or config that cannot be read,
+Exit codes: 0 done, 1 an error the user can mend, 2 a command line or config that cannot be read, 3 a run that ended
+before its last iteration, by a limit of time or passes or early stopping, and is saved like one that a signal ends,
 128 + n when signal n ended it: 130 Ctrl-C, 138 USR1, 143 kill; a run that saves checkpoints is saved then.
 """
 
@@ -122,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(error, SharedError) and _follows():
             return 0
         print(f"error: {described(error)}", file=sys.stderr)
-        return 1
+        return error.code if isinstance(error, UserError) else 1
     except SystemExit as stop:  # argparse and jsonargparse end this way, after their message
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:

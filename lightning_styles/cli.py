@@ -1,6 +1,7 @@
 """Training commands: Lightning's command line with this project's rules for configs, runs and resuming."""
 
 import shlex
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvi
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks.checkpoints import Checkpoints
+from callbacks.completion import Completion, Unfinished, unfinished
 from callbacks.interruption import (
     Interrupted,
     InterruptedPreparation,
@@ -23,14 +25,14 @@ from callbacks.interruption import (
     without_lightnings_handlers,
 )
 from lightning_styles import runs
-from lightning_styles.checkpoint_io import WholeFiles
+from lightning_styles.checkpoint_io import WholeFiles, unsaved
 from lightning_styles.console import readable, say
 from lightning_styles.devices import check_devices
 from lightning_styles.errors import UserError
 from lightning_styles.files import check_writable, replacing
 from lightning_styles.launches import holding
 from lightning_styles.parser import ConfigFile, StylesParser
-from lightning_styles.progress import IterationBar
+from lightning_styles.progress import IterationBar, check_length, finished
 from lightning_styles.required_files import foreign_classes, import_class, missing_files
 
 
@@ -197,8 +199,8 @@ class StylesCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         self.check_method()
         trainer = self.settings["trainer"]
-        if self.config["subcommand"] == "fit" and trainer["max_steps"] == 0:
-            raise UserError("trainer.max_steps is 0; set it to the number of iterations of the run.")
+        if self.config["subcommand"] == "fit":
+            check_length(trainer)
         check_devices(trainer["accelerator"], trainer["devices"])
         missing = missing_files(self.values, self.config["subcommand"]) if rank_zero_only.rank == 0 else []
         if missing:
@@ -264,10 +266,16 @@ class StylesCLI(LightningCLI):
         except Interrupted as stop:
             say(*self.interrupted_lines(stop))
             raise
+        except Unfinished as stop:
+            raise self._with_command(stop) from None
         except SystemExit:
             if self.trainer.interrupted:  # Lightning turns Ctrl-C into exit code 1
                 raise KeyboardInterrupt from None
             raise
+        if error := unsaved(self.trainer):  # it was let pass while more checkpoints were to come
+            raise error
+        if subcommand == "fit" and not finished(self.trainer):  # it had nothing to begin with
+            raise self._with_command(unfinished(self.trainer, self.checkpoint))
         say(*self.closing_lines())
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -303,9 +311,19 @@ class StylesCLI(LightningCLI):
         first = f"Interrupted by {stop.signal.name} after iteration {stop.iterations} of {self.trainer.max_steps}"
         if stop.checkpoint is None:
             return [f"{first}; nothing is saved, because no callback saves checkpoints."]
-        saved = relative(str(stop.checkpoint))
-        words = self.arguments if self.settings.get("run") else resuming(self.arguments, saved)
-        return [f"{first}; saved {saved}", f"Go on: {shlex.join(['python', '-m', 'lightning_styles', *words])}"]
+        return [f"{first}; saved {relative(str(stop.checkpoint))}", self._go_on(stop.checkpoint)]
+
+    def _go_on(self, checkpoint: Path, words: Sequence[str] = ()) -> str:
+        """The command with which the run goes on from `checkpoint`, with other options behind it."""
+        again = self.arguments if self.settings.get("run") else resuming(self.arguments, relative(str(checkpoint)))
+        return f"Go on: {shlex.join(['python', '-m', 'lightning_styles', *again, *words])}"
+
+    def _with_command(self, stop: Unfinished) -> Unfinished:
+        """The same with how to go on."""
+        if stop.checkpoint is None:
+            return stop
+        text = str(stop).replace(str(stop.checkpoint), relative(str(stop.checkpoint)))
+        return Unfinished(f"{text}\n{self._go_on(stop.checkpoint, stop.words)}", stop.checkpoint, stop.words)
 
     def closing_lines(self) -> list[str]:
         """Where the results are and what to run next."""
@@ -342,7 +360,10 @@ class ParsedCLI(StylesCLI):
 
 
 def with_defaults(callbacks: list[Any], saving: bool, bar: bool) -> list[Any]:
-    """The callbacks of a config plus a checkpoint and a progress bar, unless it has its own or wants none."""
+    """The callbacks of a config plus a checkpoint and a progress bar, unless it has its own or wants none.
+
+    What ends a run before its last iteration comes first, what saves a run comes last.
+    """
     extra: list[Any] = []
     if saving and not any(isinstance(callback, Checkpoint) for callback in callbacks):
         extra.append(Checkpoints())
@@ -350,7 +371,7 @@ def with_defaults(callbacks: list[Any], saving: bool, bar: bool) -> list[Any]:
         extra.append(IterationBar())
     if saving:
         extra.append(Interruption())
-    return [*callbacks, *extra]
+    return [Completion(), *callbacks, *extra]
 
 
 def with_plugins(plugins: Any) -> list[Any]:

@@ -7,7 +7,12 @@ class UserError(Exception):
     """A mistake that the user can mend: shown as one message without a traceback, exit code 1.
 
     The text says what was found, what was expected and what to do.
+
+    Attributes:
+        code: the exit code.
     """
+
+    code = 1
 
 
 class SharedError(UserError):
