@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from lightning_styles import __version__
-from lightning_styles.errors import SharedError, UserError
+from lightning_styles.errors import SharedError, UserError, out_of_memory
 
 TRAINING = {
     "fit": "train a method; writes a run folder with config, logs, previews and checkpoints",
@@ -117,8 +117,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         return _dispatch(arguments)
-    except (UserError, OSError) as error:
-        if os.environ.get("LIGHTNING_STYLES_TRACEBACK"):
+    except (UserError, OSError, RuntimeError, MemoryError) as error:
+        error = out_of_memory(error) or error
+        if not isinstance(error, (UserError, OSError)) or os.environ.get("LIGHTNING_STYLES_TRACEBACK"):
             raise
         if isinstance(error, SharedError) and _follows():
             return 0

@@ -6,14 +6,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
-from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
+from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks.checkpoints import Checkpoints
@@ -27,11 +26,21 @@ from callbacks.interruption import (
 from lightning_styles import runs
 from lightning_styles.checkpoint_io import WholeFiles, unsaved
 from lightning_styles.console import readable, say
-from lightning_styles.devices import check_devices
+from lightning_styles.devices import check_devices, check_modes
 from lightning_styles.errors import UserError
 from lightning_styles.files import check_writable, replacing
 from lightning_styles.launches import holding
+from lightning_styles.nonfinite import last_good
 from lightning_styles.parser import ConfigFile, StylesParser
+from lightning_styles.processes import (
+    check_processes,
+    count,
+    first_line,
+    join_in_time,
+    lost_process,
+    started_by_slurm,
+    strategy_for,
+)
 from lightning_styles.progress import IterationBar, check_length, finished
 from lightning_styles.required_files import foreign_classes, import_class, missing_files
 
@@ -201,6 +210,7 @@ class StylesCLI(LightningCLI):
         trainer = self.settings["trainer"]
         if self.config["subcommand"] == "fit":
             check_length(trainer)
+        check_modes(trainer)
         check_devices(trainer["accelerator"], trainer["devices"])
         missing = missing_files(self.values, self.config["subcommand"]) if rank_zero_only.rank == 0 else []
         if missing:
@@ -209,6 +219,9 @@ class StylesCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
+        plugins = config["plugins"] if isinstance(config["plugins"], list) else [config["plugins"]]
+        if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+            check_processes(count(config["accelerator"], config["devices"]), config["num_nodes"])
         folder = self._folder_name()
         self._claim(self.experiment / folder)
         if config["logger"] is None or config["logger"] is True:
@@ -223,12 +236,13 @@ class StylesCLI(LightningCLI):
             saving=config["enable_checkpointing"] is not False,
             bar=config["enable_progress_bar"] is not False,
         )
-        kwargs["plugins"] = with_plugins(config["plugins"] or [])
         try:
+            kwargs["plugins"] = with_plugins(config["plugins"] or [])
             trainer = super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError) as error:  # settings that parse but that the trainer does not know
+        except (TypeError, ValueError, ImportError) as error:  # settings that parse but that the trainer does not know
             raise UserError(f"The trainer refuses its settings: {error}") from error
         without_lightnings_handlers(trainer)
+        join_in_time(trainer)
         return trainer
 
     def _folder_name(self) -> str:
@@ -268,6 +282,10 @@ class StylesCLI(LightningCLI):
             raise
         except Unfinished as stop:
             raise self._with_command(stop) from None
+        except RuntimeError as error:
+            if self.trainer.world_size > 1 and lost_process(error):
+                raise self._lost(error) from error
+            raise
         except SystemExit:
             if self.trainer.interrupted:  # Lightning turns Ctrl-C into exit code 1
                 raise KeyboardInterrupt from None
@@ -317,6 +335,12 @@ class StylesCLI(LightningCLI):
         """The command with which the run goes on from `checkpoint`, with other options behind it."""
         again = self.arguments if self.settings.get("run") else resuming(self.arguments, relative(str(checkpoint)))
         return f"Go on: {shlex.join(['python', '-m', 'lightning_styles', *again, *words])}"
+
+    def _lost(self, error: RuntimeError) -> UserError:
+        """What to tell when another process of the run is gone."""
+        good = last_good(self.trainer)
+        again = f"the last checkpoint is {good}\n{self._go_on(good)}" if good else "no checkpoint was written."
+        return UserError(f"Another process of this run has ended or is out of reach ({first_line(error)}); {again}")
 
     def _with_command(self, stop: Unfinished) -> Unfinished:
         """The same with how to go on."""
@@ -384,23 +408,8 @@ def with_plugins(plugins: Any) -> list[Any]:
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         extra.append(WholeFiles())
     if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
-        extra.append(SLURMEnvironment(auto_requeue=False))
+        extra.append(SLURMEnvironment(auto_requeue=False) if started_by_slurm() else LightningEnvironment())
     return [*plugins, *extra]
-
-
-def strategy_for(strategy: Any, accelerator: str, devices: Any, nodes: int) -> Any:
-    """DDP that looks for unused parameters, where "auto" would become plain DDP.
-
-    In plain DDP every backward must reach every trained parameter; that of one of several optimizers reaches its own.
-    """
-    asked = devices.strip(",").split(",") if isinstance(devices, str) and "," in devices else devices
-    if isinstance(asked, (list, tuple)):
-        count = len(asked)
-    elif str(asked) in ("auto", "-1"):
-        count = torch.cuda.device_count() if accelerator in ("auto", "gpu", "cuda") else 1
-    else:
-        count = int(asked) if str(asked).isdigit() else 1
-    return "ddp_find_unused_parameters_true" if strategy == "auto" and nodes * count > 1 else strategy
 
 
 def first_config(arguments: list[str]) -> Path | None:

@@ -1,6 +1,14 @@
 """The one exception that is meant for the person at the keyboard, and the commonest reason for it."""
 
+import re
 from collections.abc import Collection
+
+MEMORY = re.compile(
+    "out of memory|(can't|cannot|unable to) allocate|not enough memory|ALLOC_FAILED|bad_alloc", re.IGNORECASE
+)
+ASKED = re.compile(r"allocate (?:more than )?([\d.]+) ?(bytes|[KMGT]iB)", re.IGNORECASE)
+WORKER = re.compile(r"DataLoader worker \(pid.*?\) (is killed by signal: [\w ]+|exited unexpectedly)")
+UNITS = {"bytes": 1.0, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30, "tib": 2.0**40}
 
 
 class UserError(Exception):
@@ -20,6 +28,24 @@ class SharedError(UserError):
 
     Were they to fail too, a launcher that sees it first would kill the one that tells.
     """
+
+
+def out_of_memory(error: BaseException) -> UserError | None:
+    """What to do when memory ran out, in this process or in a worker of the data loader; None for other errors."""
+    text = str(error)
+    if worker := WORKER.search(text):
+        return UserError(
+            f"A worker of the data loader {worker.group(1)}: there is too little memory, or too little shared memory "
+            "(/dev/shm; docker run --shm-size); lower data.num_workers, 0 needs none."
+        )
+    if not isinstance(error, MemoryError) and not MEMORY.search(text):
+        return None
+    asked = ASKED.search(text)
+    amount = f" for {float(asked.group(1)) * UNITS[asked.group(2).lower()] / 1e9:.1f} GB more" if asked else ""
+    return UserError(
+        f"There is not enough memory{amount}: lower the resolution (data.resolution, --resolution) or data.batch_size, "
+        "or set model.gradient_checkpointing to true where a method has it."
+    )
 
 
 def at_least(least: float, **settings: float) -> None:
