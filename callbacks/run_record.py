@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from callbacks.completion import Unfinished
 from callbacks.throughput import Throughput, batch_size, peak_memory_mb
 from lightning_styles.imaging import replacing
+from lightning_styles.optional_files import optional
 from lightning_styles.progress import finished
 
 PACKAGES = (
@@ -103,7 +104,7 @@ class RunRecord(L.Callback):
         self._write()
 
     def _write(self) -> None:
-        with replacing(self.path) as path:
+        with optional(self.path), replacing(self.path) as path:
             path.write_text(json.dumps({"launches": self._launches}, indent=2) + "\n", encoding="utf-8")
 
 

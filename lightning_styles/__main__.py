@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lightning_styles import __version__
 from lightning_styles.errors import SharedError, UserError, out_of_memory
+from lightning_styles.home import word_at_home
 
 TRAINING = {
     "fit": "train a method; writes a run folder with config, logs, previews and checkpoints",
@@ -108,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = [word_at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(help_text())
         return 0 if arguments else 2

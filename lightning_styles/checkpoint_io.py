@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 
-from lightning_styles.errors import UserError
+from lightning_styles.errors import UserError, system_error
 from lightning_styles.files import replacing
 
 log = logging.getLogger(__name__)
@@ -130,16 +130,3 @@ def size_mb(tree: Any) -> float:
         return tree.numel() * tree.element_size() / 1e6
     branches = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()
     return sum(size_mb(branch) for branch in branches)
-
-
-def system_error(error: BaseException) -> OSError | None:
-    """The system's error behind `error`: torch wraps it in its own."""
-    return next((e for e in chain(error) if isinstance(e, OSError)), None)
-
-
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """`error` and what it was raised after."""
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__cause__ or found.__context__

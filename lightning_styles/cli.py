@@ -10,7 +10,6 @@ import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -29,8 +28,10 @@ from lightning_styles.console import readable, say
 from lightning_styles.devices import check_devices, check_modes
 from lightning_styles.errors import UserError
 from lightning_styles.files import check_writable, replacing
+from lightning_styles.home import at_home
 from lightning_styles.launches import holding
 from lightning_styles.nonfinite import last_good
+from lightning_styles.optional_files import Curves
 from lightning_styles.parser import ConfigFile, StylesParser
 from lightning_styles.processes import (
     check_processes,
@@ -68,7 +69,19 @@ class SaveRunConfig(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = trainer.log_dir  # a collective call, so on every rank
+        self.check_ranks(trainer)
         super().setup(trainer, pl_module, stage)
+
+    def check_ranks(self, trainer: Trainer) -> None:
+        """Refuse to go on when `last` means different checkpoints to the ranks: another launch has just saved one.
+
+        Raises:
+            UserError: naming both.
+        """
+        own = self.config.get("ckpt_path")
+        first = trainer.strategy.broadcast(own)
+        if own != first:
+            raise UserError(f"One process goes on from {own}, the first one from {first}: name the file, not 'last'.")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write config.yaml in one go: a run that is killed meanwhile has the old one or the new one."""
@@ -156,6 +169,7 @@ class StylesCLI(LightningCLI):
 
     def parse_arguments(self, parser: StylesParser, args: Any) -> None:  # type: ignore[override]
         super().parse_arguments(parser, args)
+        at_home(self.settings)
         name = self.settings.get("run")
         if name is None or "ckpt_path" not in self.settings:
             return
@@ -225,7 +239,7 @@ class StylesCLI(LightningCLI):
         folder = self._folder_name()
         self._claim(self.experiment / folder)
         if config["logger"] is None or config["logger"] is True:
-            kwargs["logger"] = TensorBoardLogger(self.experiment.parent, self.experiment.name, folder)
+            kwargs["logger"] = Curves(self.experiment.parent, self.experiment.name, folder)
         # Each run its own: without a logger files go there, and on SLURM Lightning loads any hpc_ckpt_N.ckpt in it.
         kwargs["default_root_dir"] = str(self.experiment / folder)
         kwargs["strategy"] = strategy_for(

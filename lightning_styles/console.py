@@ -14,6 +14,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from lightning_styles.errors import UserError, out_of_memory
 from lightning_styles.messages import shorten
+from lightning_styles.optional_files import without_tracebacks_of_threads
 from lightning_styles.parser import users_mistake
 
 T = TypeVar("T")
@@ -49,6 +50,7 @@ def say(*lines: str) -> None:
 
 def quiet() -> None:
     """Keep Lightning's tips and its notes about normal situations off the console."""
+    without_tracebacks_of_threads()
     for pattern in ADVERTS:
         warnings.filterwarnings("ignore", message=pattern)
     for name in ("lightning_styles", "datamodules", "callbacks"):

@@ -1,7 +1,8 @@
 """The one exception that is meant for the person at the keyboard, and the commonest reason for it."""
 
+import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 MEMORY = re.compile(
     "out of memory|(can't|cannot|unable to) allocate|not enough memory|ALLOC_FAILED|bad_alloc", re.IGNORECASE
@@ -46,6 +47,24 @@ def out_of_memory(error: BaseException) -> UserError | None:
         f"There is not enough memory{amount}: lower the resolution (data.resolution, --resolution) or data.batch_size, "
         "or set model.gradient_checkpointing to true where a method has it."
     )
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """The system's error behind `error`: torch and safetensors wrap it in their own."""
+    for link in chain(error):
+        if isinstance(link, OSError):
+            return link
+        if number := re.search(r"\(os error (\d+)\)", str(link)):
+            return OSError(int(number.group(1)), os.strerror(int(number.group(1))))
+    return None
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """`error` and what it was raised after."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
 
 
 def at_least(least: float, **settings: float) -> None:

@@ -1,6 +1,9 @@
 """Files that are whole or not there, archives without damage, and folders that can be written."""
 
+import errno
 import os
+import re
+import shutil
 import sys
 import uuid
 import zipfile
@@ -9,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lightning_styles.errors import UserError
+from lightning_styles.errors import UserError, system_error
 
 
 def places(name: str) -> list[Path]:
@@ -33,15 +36,32 @@ def existing(name: str) -> Path:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary file name beside `path` which takes its place once the block ends well."""
+    """Yields a temporary file name beside `path` which takes its place once the block ends well.
+
+    Raises:
+        OSError: naming `path`, whichever library could not write it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
+    except Exception as error:
+        cause = system_error(error) or _torch_could_not_write(error, path.parent)
+        if cause is None or cause.filename not in (None, temporary, str(temporary)):
+            raise
+        raise OSError(cause.errno, cause.strerror or str(cause), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _torch_could_not_write(error: Exception, folder: Path) -> OSError | None:
+    """What torch.save does not say: why its archive could not be written into `folder`."""
+    if not re.search("inline_container|iostream|PytorchStreamWriter", str(error)):
+        return None
+    number = errno.ENOSPC if shutil.disk_usage(folder).free < 1_000_000 else errno.EIO
+    return OSError(number, os.strerror(number))
 
 
 def check_archive(path: Path, unreadable: str) -> None:

@@ -1,5 +1,6 @@
 """Two processes (DDP, gloo) for every method: equal parameters, mean gradients, own noise, exact resume."""
 
+import logging
 import os
 import signal
 import socket
@@ -10,15 +11,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import yaml
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from datamodules import sampling
 from lightning_styles import noise, processes
 from lightning_styles.__main__ import main
+from lightning_styles.console import not_lightnings_own
 from lightning_styles.errors import UserError
 from lightning_styles.module import StyleModule
 from lightning_styles.nonfinite import bad_tensors
@@ -223,6 +227,31 @@ def test_processes_that_do_not_come_are_waited_for_but_not_for_ever(
     (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     where = "error: The 2 processes of this run did not find each other at 127.0.0.1:29871 within 1 s"
     assert message.startswith(where), message
+
+
+def test_lightnings_last_word_before_it_kills_all_ranks_is_shown() -> None:
+    words = "[rank: 1] Child process with PID 77 terminated with code -9. Forcefully terminating all other processes"
+    path = str(Path(L.__file__).parent / "fabric/x.py")
+    record = logging.LogRecord("lightning.fabric", logging.INFO, path, 1, words, (), None)
+    assert not_lightnings_own(record)
+    assert record.getMessage() == (
+        "error: Process 77 of this run has ended with code -9, so all of it ends; "
+        "with --ckpt_path last it goes on from its last checkpoint."
+    )
+    assert not not_lightnings_own(logging.LogRecord("lightning.fabric", logging.INFO, path, 1, "Tip", (), None))
+
+
+def test_ranks_that_found_different_checkpoints_do_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(heavy(tmp_path, 4, 2))
+    monkeypatch.setattr(sys, "argv", ["lightning_styles"])
+    assert main([*FIT, "--trainer.max_steps", "2"]) == 0
+    other = lambda self, value, src=0: "other.ckpt" if str(value).endswith(".ckpt") else value  # noqa: E731
+    monkeypatch.setattr(SingleDeviceStrategy, "broadcast", other)
+    assert main([*FIT, "--ckpt_path", "last"]) == 1
+    first = f"error: One process goes on from runs/heavy/version_0/{LAST}, the first one from other.ckpt: name the file"
+    assert capsys.readouterr().err.startswith(first)
 
 
 @pytest.mark.slow
