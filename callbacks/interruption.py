@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from callbacks.checkpoints import is_saved, save
+
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
@@ -164,12 +166,15 @@ def save_last(trainer: L.Trainer) -> Path | None:
 
     Returns:
         The checkpoint; None if the run saves none.
+
+    Raises:
+        UserError: it could not be written.
     """
     saver = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
     if saver is None or saver.dirpath is None:
         return None
-    if saver._last_global_step_saved == trainer.global_step and saver._last_checkpoint_saved:
+    if is_saved(trainer, saver) and saver._last_checkpoint_saved:
         return Path(saver._last_checkpoint_saved)
     path = Path(saver.dirpath) / "last.ckpt"
-    trainer.save_checkpoint(path)
+    save(trainer, path)
     return path

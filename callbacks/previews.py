@@ -20,6 +20,7 @@ from callbacks.ema import averaged
 from lightning_styles.errors import at_least
 from lightning_styles.image_files import opened
 from lightning_styles.imaging import from_uint8, read_settings, replacing, save_png, to_uint8
+from lightning_styles.optional_files import optional
 
 log = logging.getLogger(__name__)
 HEADER = 14  # px of the line of text above the pictures
@@ -96,11 +97,14 @@ class Previews(L.Callback):
             return
         strip, boxes = self._strip(columns)
         settings = {"iteration": trainer.global_step, "columns": list(columns), "result": boxes}
-        save_png(self.folder / f"{trainer.global_step:06d}.png", strip, settings)
+        file = self.folder / f"{trainer.global_step:06d}.png"
+        with optional(file):
+            save_png(file, strip, settings)
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
+            if isinstance(logger, TensorBoardLogger) and logger.experiment is not None:
                 picture = to_uint8(strip)
-                logger.experiment.add_image("preview", picture, trainer.global_step, dataformats="HWC")
+                with optional(f"The preview in {logger.log_dir}"):
+                    logger.experiment.add_image("preview", picture, trainer.global_step, dataformats="HWC")
 
     def _strip(self, columns: dict[str, Tensor]) -> tuple[Tensor, list[list[int]]]:
         """(3, H, W) with a header and rows of pictures, and the boxes [x0, y0, x1, y1] of the results."""
@@ -144,7 +148,8 @@ class Previews(L.Callback):
         frames = [frame for frame in frames if frame.size == frames[-1].size]
         if len(frames) < 2:
             return
-        with replacing(self.folder / f"progress.{self.animation}") as path:
+        file = self.folder / f"progress.{self.animation}"
+        with optional(file), replacing(file) as path:
             frames[0].save(
                 path,
                 format=self.animation,

@@ -13,8 +13,11 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
+from callbacks.completion import Unfinished
 from callbacks.throughput import Throughput, batch_size, peak_memory_mb
 from lightning_styles.imaging import replacing
+from lightning_styles.optional_files import optional
+from lightning_styles.progress import finished
 
 PACKAGES = (
     "lightning-styles", "torch", "torchvision", "lightning", "diffusers", "transformers", "peft",
@@ -55,12 +58,14 @@ class RunRecord(L.Callback):
                 rank_zero_info(f"global batch = {world} devices x {size} = {world * size} pictures")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        done = trainer.global_step >= trainer.max_steps > 0
-        self._end(trainer, pl_module, "finished" if done else "stopped")
+        self._end(trainer, pl_module, "finished" if finished(trainer) else "stopped")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        kind = type(exception).__name__
-        state = "interrupted" if isinstance(exception, (KeyboardInterrupt, SystemExit)) else f"failed: {kind}"
+        state = f"failed: {type(exception).__name__}"
+        if isinstance(exception, (KeyboardInterrupt, SystemExit)):
+            state = "interrupted"
+        elif isinstance(exception, Unfinished):
+            state = "stopped"
         self._end(trainer, pl_module, state)
 
     def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
@@ -99,15 +104,19 @@ class RunRecord(L.Callback):
         self._write()
 
     def _write(self) -> None:
-        with replacing(self.path) as path:
+        with optional(self.path), replacing(self.path) as path:
             path.write_text(json.dumps({"launches": self._launches}, indent=2) + "\n", encoding="utf-8")
 
 
 def _earlier(path: Path) -> list[dict[str, Any]]:
-    """Earlier launches in the same folder; none if the file is missing or not ours."""
+    """Earlier launches in the same folder; none if the file is missing or not ours.
+
+    Those that still count as running were killed: this one could not write here while they ran.
+    """
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["launches"])
-    except (OSError, ValueError, KeyError, TypeError):
+        launches = list(json.loads(path.read_text(encoding="utf-8"))["launches"])
+        return [launch | ({"state": "killed"} if launch.get("state") == "running" else {}) for launch in launches]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
 
 

@@ -1,6 +1,7 @@
 """The command line: answers what needs no heavy import at once and hands the rest on.
 
-Exit codes: 0 done, 1 an error the user can mend, 2 a command line or config that cannot be read,
+Exit codes: 0 done, 1 an error the user can mend, 2 a command line or config that cannot be read, 3 a run that ended
+before its last iteration, by a limit of time or passes or early stopping, and is saved like one that a signal ends,
 128 + n when signal n ended it: 130 Ctrl-C, 138 USR1, 143 kill; a run that saves checkpoints is saved then.
 """
 
@@ -12,7 +13,8 @@ import sys
 from pathlib import Path
 
 from lightning_styles import __version__
-from lightning_styles.errors import SharedError, UserError
+from lightning_styles.errors import SharedError, UserError, out_of_memory
+from lightning_styles.home import word_at_home
 
 TRAINING = {
     "fit": "train a method; writes a run folder with config, logs, previews and checkpoints",
@@ -107,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = [word_at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(help_text())
         return 0 if arguments else 2
@@ -116,13 +118,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         return _dispatch(arguments)
-    except (UserError, OSError) as error:
-        if os.environ.get("LIGHTNING_STYLES_TRACEBACK"):
+    except (UserError, OSError, RuntimeError, MemoryError) as error:
+        error = out_of_memory(error) or error
+        if not isinstance(error, (UserError, OSError)) or os.environ.get("LIGHTNING_STYLES_TRACEBACK"):
             raise
         if isinstance(error, SharedError) and _follows():
             return 0
         print(f"error: {described(error)}", file=sys.stderr)
-        return 1
+        return error.code if isinstance(error, UserError) else 1
     except SystemExit as stop:  # argparse and jsonargparse end this way, after their message
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:

@@ -1,22 +1,22 @@
 """Training commands: Lightning's command line with this project's rules for configs, runs and resuming."""
 
 import shlex
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import ActionConfigFile
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
-from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
+from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks.checkpoints import Checkpoints
+from callbacks.completion import Completion, Unfinished, unfinished
 from callbacks.interruption import (
     Interrupted,
     InterruptedPreparation,
@@ -26,15 +26,28 @@ from callbacks.interruption import (
 from lightning_styles import runs
 from lightning_styles.batches import check_data
 from lightning_styles.checkpoint_fields import check_resumable
-from lightning_styles.checkpoint_io import WholeFiles
+from lightning_styles.checkpoint_io import WholeFiles, unsaved
 from lightning_styles.checks import check_method, check_settings, check_state_keys
 from lightning_styles.console import readable, say
-from lightning_styles.devices import check_devices
+from lightning_styles.devices import check_devices, check_modes
 from lightning_styles.errors import UserError
 from lightning_styles.files import check_writable, replacing
+from lightning_styles.home import at_home
+from lightning_styles.launches import holding
 from lightning_styles.layers import PATHS, at, layered
+from lightning_styles.nonfinite import last_good
+from lightning_styles.optional_files import Curves
 from lightning_styles.parser import StylesParser
-from lightning_styles.progress import IterationBar
+from lightning_styles.processes import (
+    check_processes,
+    count,
+    first_line,
+    join_in_time,
+    lost_process,
+    started_by_slurm,
+    strategy_for,
+)
+from lightning_styles.progress import IterationBar, check_length, finished
 from lightning_styles.prompts import check_lengths
 from lightning_styles.required_files import foreign_classes, import_class, missing_files
 
@@ -62,7 +75,19 @@ class SaveRunConfig(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = trainer.log_dir  # a collective call, so on every rank
+        self.check_ranks(trainer)
         super().setup(trainer, pl_module, stage)
+
+    def check_ranks(self, trainer: Trainer) -> None:
+        """Refuse to go on when `last` means different checkpoints to the ranks: another launch has just saved one.
+
+        Raises:
+            UserError: naming both.
+        """
+        own = self.config.get("ckpt_path")
+        first = trainer.strategy.broadcast(own)
+        if own != first:
+            raise UserError(f"One process goes on from {own}, the first one from {first}: name the file, not 'last'.")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write config.yaml in one go: a run that is killed meanwhile has the old one or the new one."""
@@ -152,6 +177,7 @@ class StylesCLI(LightningCLI):
     def parse_arguments(self, parser: StylesParser, args: Any) -> None:  # type: ignore[override]
         super().parse_arguments(parser, args)
         self._spell_out()
+        at_home(self.settings)
         name = self.settings.get("run")
         if name is None or "ckpt_path" not in self.settings:
             return
@@ -203,8 +229,9 @@ class StylesCLI(LightningCLI):
         check_settings(self.values)
         check_method(self.values, self.config["subcommand"], untrained=self.checkpoint is None)
         trainer = self.settings["trainer"]
-        if self.config["subcommand"] == "fit" and trainer["max_steps"] == 0:
-            raise UserError("trainer.max_steps is 0; set it to the number of iterations of the run.")
+        if self.config["subcommand"] == "fit":
+            check_length(trainer)
+        check_modes(trainer)
         check_devices(trainer["accelerator"], trainer["devices"])
         missing = missing_files(self.values, self.config["subcommand"]) if rank_zero_only.rank == 0 else []
         if missing:
@@ -214,9 +241,13 @@ class StylesCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         check_data(self.model, self.datamodule, str(self.subcommand))
         config = self._get(self.config_init, "trainer")
+        plugins = config["plugins"] if isinstance(config["plugins"], list) else [config["plugins"]]
+        if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+            check_processes(count(config["accelerator"], config["devices"]), config["num_nodes"])
         folder = self._folder_name()
+        self._claim(self.experiment / folder)
         if config["logger"] is None or config["logger"] is True:
-            kwargs["logger"] = TensorBoardLogger(self.experiment.parent, self.experiment.name, folder)
+            kwargs["logger"] = Curves(self.experiment.parent, self.experiment.name, folder)
         # Each run its own: without a logger files go there, and on SLURM Lightning loads any hpc_ckpt_N.ckpt in it.
         kwargs["default_root_dir"] = str(self.experiment / folder)
         kwargs["strategy"] = strategy_for(
@@ -228,12 +259,13 @@ class StylesCLI(LightningCLI):
             bar=config["enable_progress_bar"] is not False,
         )
         check_state_keys(kwargs["callbacks"])
-        kwargs["plugins"] = with_plugins(config["plugins"] or [])
         try:
+            kwargs["plugins"] = with_plugins(config["plugins"] or [])
             trainer = super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError) as error:  # settings that parse but that the trainer does not know
+        except (TypeError, ValueError, ImportError) as error:  # settings that parse but that the trainer does not know
             raise UserError(f"The trainer refuses its settings: {error}") from error
         without_lightnings_handlers(trainer)
+        join_in_time(trainer)
         return trainer
 
     def _folder_name(self) -> str:
@@ -247,9 +279,14 @@ class StylesCLI(LightningCLI):
                 return resumed.name
         if rank_zero_only.rank != 0:  # the name is what rank 0 broadcasts
             return runs.next_folder(self.experiment, command)
-        folder = runs.claim_folder(self.experiment, command)
-        self.leaving.callback(runs.drop_empty, self.experiment / folder)
-        return folder
+        return runs.claim_folder(self.experiment, command)
+
+    def _claim(self, folder: Path) -> None:
+        """Keep the run's folder for this launch; it goes again if nothing is written into it."""
+        if rank_zero_only.rank == 0:
+            self.leaving.callback(runs.drop_empty, folder)
+            if self.subcommand == "fit":
+                self.leaving.enter_context(holding(folder))
 
     # ---- running
 
@@ -266,10 +303,20 @@ class StylesCLI(LightningCLI):
         except Interrupted as stop:
             say(*self.interrupted_lines(stop))
             raise
+        except Unfinished as stop:
+            raise self._with_command(stop) from None
+        except RuntimeError as error:
+            if self.trainer.world_size > 1 and lost_process(error):
+                raise self._lost(error) from error
+            raise
         except SystemExit:
             if self.trainer.interrupted:  # Lightning turns Ctrl-C into exit code 1
                 raise KeyboardInterrupt from None
             raise
+        if error := unsaved(self.trainer):  # it was let pass while more checkpoints were to come
+            raise error
+        if subcommand == "fit" and not finished(self.trainer):  # it had nothing to begin with
+            raise self._with_command(unfinished(self.trainer, self.checkpoint))
         say(*self.closing_lines())
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -307,9 +354,25 @@ class StylesCLI(LightningCLI):
         first = f"Interrupted by {stop.signal.name} after iteration {stop.iterations} of {self.trainer.max_steps}"
         if stop.checkpoint is None:
             return [f"{first}; nothing is saved, because no callback saves checkpoints."]
-        saved = relative(str(stop.checkpoint))
-        words = self.arguments if self.settings.get("run") else resuming(self.arguments, saved)
-        return [f"{first}; saved {saved}", f"Go on: {shlex.join(['python', '-m', 'lightning_styles', *words])}"]
+        return [f"{first}; saved {relative(str(stop.checkpoint))}", self._go_on(stop.checkpoint)]
+
+    def _go_on(self, checkpoint: Path, words: Sequence[str] = ()) -> str:
+        """The command with which the run goes on from `checkpoint`, with other options behind it."""
+        again = self.arguments if self.settings.get("run") else resuming(self.arguments, relative(str(checkpoint)))
+        return f"Go on: {shlex.join(['python', '-m', 'lightning_styles', *again, *words])}"
+
+    def _lost(self, error: RuntimeError) -> UserError:
+        """What to tell when another process of the run is gone."""
+        good = last_good(self.trainer)
+        again = f"the last checkpoint is {good}\n{self._go_on(good)}" if good else "no checkpoint was written."
+        return UserError(f"Another process of this run has ended or is out of reach ({first_line(error)}); {again}")
+
+    def _with_command(self, stop: Unfinished) -> Unfinished:
+        """The same with how to go on."""
+        if stop.checkpoint is None:
+            return stop
+        text = str(stop).replace(str(stop.checkpoint), relative(str(stop.checkpoint)))
+        return Unfinished(f"{text}\n{self._go_on(stop.checkpoint, stop.words)}", stop.checkpoint, stop.words)
 
     def closing_lines(self) -> list[str]:
         """Where the results are and what to run next."""
@@ -346,7 +409,10 @@ class ParsedCLI(StylesCLI):
 
 
 def with_defaults(callbacks: list[Any], saving: bool, bar: bool) -> list[Any]:
-    """The callbacks of a config plus a checkpoint and a progress bar, unless it has its own or wants none."""
+    """The callbacks of a config plus a checkpoint and a progress bar, unless it has its own or wants none.
+
+    What ends a run before its last iteration comes first, what saves a run comes last.
+    """
     extra: list[Any] = []
     if saving and not any(isinstance(callback, Checkpoint) for callback in callbacks):
         extra.append(Checkpoints())
@@ -354,7 +420,7 @@ def with_defaults(callbacks: list[Any], saving: bool, bar: bool) -> list[Any]:
         extra.append(IterationBar())
     if saving:
         extra.append(Interruption())
-    return [*callbacks, *extra]
+    return [Completion(), *callbacks, *extra]
 
 
 def with_plugins(plugins: Any) -> list[Any]:
@@ -367,23 +433,8 @@ def with_plugins(plugins: Any) -> list[Any]:
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         extra.append(WholeFiles())
     if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
-        extra.append(SLURMEnvironment(auto_requeue=False))
+        extra.append(SLURMEnvironment(auto_requeue=False) if started_by_slurm() else LightningEnvironment())
     return [*plugins, *extra]
-
-
-def strategy_for(strategy: Any, accelerator: str, devices: Any, nodes: int) -> Any:
-    """DDP that looks for unused parameters, where "auto" would become plain DDP.
-
-    In plain DDP every backward must reach every trained parameter; that of one of several optimizers reaches its own.
-    """
-    asked = devices.strip(",").split(",") if isinstance(devices, str) and "," in devices else devices
-    if isinstance(asked, (list, tuple)):
-        count = len(asked)
-    elif str(asked) in ("auto", "-1"):
-        count = torch.cuda.device_count() if accelerator in ("auto", "gpu", "cuda") else 1
-    else:
-        count = int(asked) if str(asked).isdigit() else 1
-    return "ddp_find_unused_parameters_true" if strategy == "auto" and nodes * count > 1 else strategy
 
 
 def first_config(arguments: list[str]) -> Path | None:

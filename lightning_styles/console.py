@@ -13,12 +13,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from lightning_styles.errors import UserError
+from lightning_styles.errors import UserError, out_of_memory
 from lightning_styles.messages import shorten
+from lightning_styles.optional_files import without_tracebacks_of_threads
 from lightning_styles.parser import users_mistake
 
 T = TypeVar("T")
 REFUSED_BY_CONSTRUCTOR = re.compile("Does not validate against any of the Union|Problem with given class_path")
+GO_ON = "with --ckpt_path last it goes on from its last checkpoint"
 LIGHTNING = str(Path(lightning.__file__).parent)
 
 ADVERTS = (
@@ -49,6 +51,7 @@ def say(*lines: str) -> None:
 
 def quiet() -> None:
     """Keep Lightning's tips and its notes about normal situations off the console."""
+    without_tracebacks_of_threads()
     for pattern in ADVERTS:
         warnings.filterwarnings("ignore", message=pattern)
     for name in ("lightning_styles", "datamodules", "callbacks"):
@@ -62,12 +65,20 @@ def quiet() -> None:
 
 
 def not_lightnings_own(record: logging.LogRecord) -> bool:
-    """Whether to show a record: not if Lightning itself wrote it just for information."""
+    """Whether to show a record: not if Lightning itself wrote it just for information.
+
+    One of these is its last word before it kills all ranks because one has died; that one is put in plain words.
+    """
+    if died := re.search(r"Child process with PID (\d+) terminated with code (-?\d+)", record.getMessage()):
+        number, code = died.groups()
+        record.msg = f"error: Process {number} of this run has ended with code {code}, so all of it ends; {GO_ON}."
+        record.args = None
+        return True
     return record.levelno >= logging.WARNING or not record.pathname.startswith(LIGHTNING)
 
 
 def readable(run: Callable[[list[str]], T], arguments: list[str]) -> T:
-    """Call `run`, with errors of the config's resolver and of the trainer turned into one sentence.
+    """Call `run`, with errors of the config's resolver, of the trainer and of memory turned into one sentence.
 
     Raises:
         UserError: in their place.
@@ -90,4 +101,8 @@ def readable(run: Callable[[list[str]], T], arguments: list[str]) -> T:
             raise mistake from None
         if REFUSED_BY_CONSTRUCTOR.match(str(error)):
             raise UserError(f"A value of the config is refused: {shorten(str(error))}.") from error
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if full := out_of_memory(error):
+            raise full from error
         raise

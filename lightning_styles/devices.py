@@ -1,4 +1,4 @@
-"""Whether the devices that were asked for exist, asked before anything is built."""
+"""Whether the devices and modes that were asked for exist, asked before anything is built."""
 
 import os
 from typing import Any
@@ -9,6 +9,25 @@ from lightning_styles.errors import UserError
 
 LEAST_PROCESSES = 8  # that a CPU may be asked to run, however few its cores
 NAMES = "auto, cpu, cuda, cuda:N or mps"
+PRECISIONS = "32-true, bf16-mixed, 16-mixed, bf16-true or 16-true"
+
+
+def check_modes(trainer: dict[str, Any]) -> None:
+    """Refuse modes of Lightning in which no method can run, and distances of validations that are none.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    precision, strategy = str(trainer["precision"]), str(trainer["strategy"])
+    if precision in ("64", "64-true") or precision.startswith("transformer-engine"):
+        raise UserError(f"trainer.precision is {precision}; the methods compute in {PRECISIONS}.")
+    if any(word in strategy for word in ("spawn", "fork", "notebook")):
+        raise UserError(f"trainer.strategy is {strategy}; processes are started as commands here: use auto or ddp.")
+    for key in ("val_check_interval", "check_val_every_n_epoch"):
+        if isinstance(trainer[key], (int, float)) and trainer[key] <= 0:
+            raise UserError(
+                f"trainer.{key} is {trainer[key]}; it must be above 0. Without validation: limit_val_batches 0."
+            )
 
 
 def check_devices(accelerator: Any, devices: Any) -> None:

@@ -1,14 +1,28 @@
 """The one exception that is meant for the person at the keyboard, and the commonest reason for it."""
 
-from collections.abc import Collection, Mapping
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
 from math import inf, isfinite
+
+MEMORY = re.compile(
+    "out of memory|(can't|cannot|unable to) allocate|not enough memory|ALLOC_FAILED|bad_alloc", re.IGNORECASE
+)
+ASKED = re.compile(r"allocate (?:more than )?([\d.]+) ?(bytes|[KMGT]iB)", re.IGNORECASE)
+WORKER = re.compile(r"DataLoader worker \(pid.*?\) (is killed by signal: [\w ]+|exited unexpectedly)")
+UNITS = {"bytes": 1.0, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30, "tib": 2.0**40}
 
 
 class UserError(Exception):
     """A mistake that the user can mend: shown as one message without a traceback, exit code 1.
 
     The text says what was found, what was expected and what to do.
+
+    Attributes:
+        code: the exit code.
     """
+
+    code = 1
 
 
 class SharedError(UserError):
@@ -16,6 +30,42 @@ class SharedError(UserError):
 
     Were they to fail too, a launcher that sees it first would kill the one that tells.
     """
+
+
+def out_of_memory(error: BaseException) -> UserError | None:
+    """What to do when memory ran out, in this process or in a worker of the data loader; None for other errors."""
+    text = str(error)
+    if worker := WORKER.search(text):
+        return UserError(
+            f"A worker of the data loader {worker.group(1)}: there is too little memory, or too little shared memory "
+            "(/dev/shm; docker run --shm-size); lower data.num_workers, 0 needs none."
+        )
+    if not isinstance(error, MemoryError) and not MEMORY.search(text):
+        return None
+    asked = ASKED.search(text)
+    amount = f" for {float(asked.group(1)) * UNITS[asked.group(2).lower()] / 1e9:.1f} GB more" if asked else ""
+    return UserError(
+        f"There is not enough memory{amount}: lower the resolution (data.resolution, --resolution) or data.batch_size, "
+        "or set model.gradient_checkpointing to true where a method has it."
+    )
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """The system's error behind `error`: torch and safetensors wrap it in their own."""
+    for link in chain(error):
+        if isinstance(link, OSError):
+            return link
+        if number := re.search(r"\(os error (\d+)\)", str(link)):
+            return OSError(int(number.group(1)), os.strerror(int(number.group(1))))
+    return None
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """`error` and what it was raised after."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
 
 
 def within(least: float, most: float, **settings: float | None) -> None:

@@ -1,8 +1,10 @@
 """Files that are whole or not there, archives without damage, and folders that can be written."""
 
+import errno
 import os
 import platform
 import re
+import shutil
 import sys
 import uuid
 import zipfile
@@ -13,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lightning_styles.errors import UserError
+from lightning_styles.errors import UserError, system_error
 
 LONGEST_NAME = 255  # bytes
 TEMPORARY = re.compile(r"\..+\.(?P<owner>[0-9a-f]{6}-(?P<pid>\d{1,9}))\.[0-9a-f]{8}\.tmp", re.DOTALL)
@@ -88,6 +90,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yields a temporary file name beside `path` which takes its place once the block ends well.
 
     What processes that were killed have left there is removed.
+
+    Raises:
+        OSError: naming `path`, whichever library could not write it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +102,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except Exception as error:
+        cause = system_error(error) or _torch_could_not_write(error, path.parent)
+        if cause is None or cause.filename not in (None, temporary, str(temporary)):
+            raise
+        raise OSError(cause.errno, cause.strerror or str(cause), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -127,6 +137,14 @@ def _lives(pid: int) -> bool:
     except OSError:  # it is another user's
         return True
     return True
+
+
+def _torch_could_not_write(error: Exception, folder: Path) -> OSError | None:
+    """What torch.save does not say: why its archive could not be written into `folder`."""
+    if not re.search("inline_container|iostream|PytorchStreamWriter", str(error)):
+        return None
+    number = errno.ENOSPC if shutil.disk_usage(folder).free < 1_000_000 else errno.EIO
+    return OSError(number, os.strerror(number))
 
 
 def check_archive(path: Path, unreadable: str) -> None:

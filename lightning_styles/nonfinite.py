@@ -65,10 +65,15 @@ def bad_tensors(tensors: Mapping[str, Tensor], strategy: Strategy | None = None)
     return [name for name, fine in zip(floating, whole.tolist(), strict=True) if not fine]  # type: ignore[union-attr]
 
 
-def way_out(trainer: L.Trainer) -> str:
-    """Where the last good checkpoint is and what may help."""
+def last_good(trainer: L.Trainer) -> Path | None:
+    """The checkpoint that the run of `trainer` wrote last, or else the one that it began from."""
     folders = [folder for saver in trainer.checkpoint_callbacks if (folder := getattr(saver, "dirpath", None))]
     found = [newest_checkpoint(Path(folder)) for folder in folders]
-    good = next(filter(None, found), Path(trainer.ckpt_path) if trainer.ckpt_path else None)
+    return next(filter(None, found), Path(trainer.ckpt_path) if trainer.ckpt_path else None)
+
+
+def way_out(trainer: L.Trainer) -> str:
+    """Where the last good checkpoint is and what may help."""
+    good = last_good(trainer)
     last = f"the last good checkpoint is {describe_checkpoint(good)}" if good else "no checkpoint was written"
     return f"{last}. Lower the learning rate, use precision 32-true, or add callbacks.SkipNonFinite."

@@ -1,5 +1,6 @@
 """Run folders and checkpoints: where a run writes, where it goes on from, what has changed since."""
 
+import logging
 import pickle
 import re
 from contextlib import suppress
@@ -11,9 +12,11 @@ import torch
 from lightning_styles.checkpoint_fields import CHECKPOINT_KEY, check_fields
 from lightning_styles.errors import UserError
 from lightning_styles.files import check_archive
+from lightning_styles.launches import trained_last
 from lightning_styles.parser import read_config
 from lightning_styles.reading import expect
 
+log = logging.getLogger(__name__)
 ROOT = "runs"
 LIGHTNINGS = ("state_dict", "pytorch-lightning_version")  # fields by which a checkpoint of Lightning is known
 NO_CHECKPOINT = "{} cannot be read as a checkpoint; it may be cut short or of another kind. Use another one."
@@ -62,16 +65,36 @@ def run_folder_of(checkpoint: Path) -> Path | None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint below `folder` that was written last; none that Lightning's own requeue left on SLURM."""
+    """The checkpoint below `folder` with the most iterations; none that Lightning's own requeue left on SLURM.
+
+    When files were written says little: they are copied and touched.
+    """
     files = [file for file in folder.rglob("*.ckpt") if file.is_file() and not file.name.startswith("hpc_ckpt_")]
-    return max(files, key=lambda file: (file.stat().st_mtime, file.name == "last.ckpt"), default=None)
+    if len(files) < 2:
+        return next(iter(files), None)
+    return max(files, key=lambda file: (_iterations(file), file.name == "last.ckpt", file.stat().st_mtime))
+
+
+def _iterations(checkpoint: Path) -> int:
+    """Iterations in one of several checkpoints; -1, and a line about it, if it cannot be read."""
+    try:
+        return read_checkpoint(checkpoint).get("global_step", 0)
+    except UserError as error:
+        log.warning("%s Another one is taken.", error)
+        return -1
+
+
+def last_trained(experiment: Path) -> Path | None:
+    """The run folder of `experiment` with a checkpoint that a launch of `fit` went into last."""
+    folders = [path for path in experiment.glob("*_*") if RUN_FOLDER.fullmatch(path.name)]
+    return max((path for path in folders if any(path.rglob("*.ckpt"))), key=trained_last, default=None)
 
 
 def find_checkpoint(given: str, experiment: Path | None = None) -> Path | None:
     """Resolve what `--ckpt_path` says.
 
     Args:
-        given: a file, a run folder (its newest checkpoint), or `last` (the newest one in the runs of `experiment`).
+        given: a file, a run folder (its newest checkpoint), or `last` (that of the run that was trained last).
         experiment: folder of all runs of this experiment.
 
     Returns:
@@ -84,8 +107,8 @@ def find_checkpoint(given: str, experiment: Path | None = None) -> Path | None:
     if path.is_file():
         return path
     if given == "last" and experiment is not None:
-        files = [newest_checkpoint(folder) for folder in experiment.glob("*_*") if RUN_FOLDER.fullmatch(folder.name)]
-        return max(filter(None, files), key=lambda file: file.stat().st_mtime, default=None)
+        folder = last_trained(experiment)
+        return folder and newest_checkpoint(folder)
     if path.is_dir():
         found = newest_checkpoint(path)
         if found is None:

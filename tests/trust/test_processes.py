@@ -1,24 +1,35 @@
 """Two processes (DDP, gloo) for every method: equal parameters, mean gradients, own noise, exact resume."""
 
+import logging
+import os
+import signal
 import socket
 import sys
+import time
+from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import yaml
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from datamodules import sampling
-from lightning_styles import noise
+from lightning_styles import noise, processes
 from lightning_styles.__main__ import main
-from lightning_styles.cli import strategy_for
+from lightning_styles.console import not_lightnings_own
+from lightning_styles.errors import UserError
 from lightning_styles.module import StyleModule
 from lightning_styles.nonfinite import bad_tensors
+from lightning_styles.processes import strategy_for
 from lightning_styles.runs import read_checkpoint
 from tests.micro import Micro
-from tests.trust.launcher import CONTEXT, FIT, LAST, command_line
+from tests.trust.launcher import CONTEXT, FIT, LAST, Launch, command_line
 from tests.trust.launcher import experiment as heavy
 from tests.trust.methods import METHODS, Method, differing, osasis_files, saved
 from tests.trust.two_processes import every_method, gradients_of
@@ -160,6 +171,116 @@ def test_several_devices_without_a_strategy_find_unused_parameters(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert strategy_for(strategy, accelerator, devices, nodes) == expected
+
+
+SLURM = {"PROCID": "0", "LOCALID": "0", "NODEID": "0", "JOB_NAME": "x", "JOB_ID": "1"}
+NODES = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29871", "NODE_RANK": "0"}
+SURROUNDINGS = [*(f"SLURM_{name}" for name in (*SLURM, "NTASKS", "NTASKS_PER_NODE", "NNODES")), *NODES]
+
+
+def slurm(**variables: str) -> dict[str, str]:
+    return {f"SLURM_{name}": value for name, value in {**SLURM, **variables}.items()}
+
+
+@pytest.mark.parametrize(
+    ("variables", "devices", "nodes", "says"),
+    [
+        (slurm(NTASKS="1"), 2, 1, "need SLURM_NTASKS 2, but SLURM_NTASKS is 1"),
+        (slurm(NTASKS="4"), 1, 1, "need SLURM_NTASKS 1, SLURM_NTASKS_PER_NODE 1, but SLURM_NTASKS is 4, .*is not set"),
+        (slurm(NTASKS="4"), 4, 1, "need SLURM_NTASKS_PER_NODE 4, but SLURM_NTASKS_PER_NODE is not set"),
+        (slurm(NTASKS="4", NTASKS_PER_NODE="4"), 2, 2, "need SLURM_NTASKS_PER_NODE 2, but .*_PER_NODE is 4"),
+        (slurm(NTASKS="2", NTASKS_PER_NODE="2", NNODES="2"), 2, 1, "need SLURM_NNODES 1, but SLURM_NNODES is 2"),
+        (slurm(NTASKS="many"), 1, 1, "SLURM_NTASKS is many"),
+        (slurm(NTASKS="1"), 1, 1, None),
+        (slurm(NTASKS="4", NTASKS_PER_NODE="2", NNODES="2"), 2, 2, None),
+        (slurm(NTASKS="4", JOB_NAME="interactive"), 1, 1, None),  # a shell in an allocation
+        ({"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "vscode"}, 1, 1, None),
+        ({}, 1, 2, "num_nodes is 2, but MASTER_ADDR is not set, MASTER_PORT is not set, NODE_RANK is not set: set"),
+        ({**NODES, "NODE_RANK": "2"}, 1, 2, "but NODE_RANK is 2: set"),
+        ({**NODES, "MASTER_PORT": "x"}, 1, 2, "but MASTER_PORT is x: set"),
+        (NODES, 1, 2, None),
+    ],
+)
+def test_processes_that_nobody_starts_are_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], devices: int, nodes: int, says: str | None
+) -> None:
+    for name in SURROUNDINGS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with nullcontext() if says is None else pytest.raises(UserError, match=says):
+        processes.check_processes(devices, nodes)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_processes_that_do_not_come_are_waited_for_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str
+) -> None:
+    for name, value in {**NODES, "NODE_RANK": rank, "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)  # back to what they were afterwards: the launcher sets them too
+        if name in ("LOCAL_RANK", "WORLD_SIZE"):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(processes, "JOIN", timedelta(seconds=1))
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    monkeypatch.chdir(heavy(tmp_path, 2, 2))
+    assert main([*FIT, "--trainer.num_nodes", "2"]) == 1
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    where = "error: The 2 processes of this run did not find each other at 127.0.0.1:29871 within 1 s"
+    assert message.startswith(where), message
+
+
+def test_lightnings_last_word_before_it_kills_all_ranks_is_shown() -> None:
+    words = "[rank: 1] Child process with PID 77 terminated with code -9. Forcefully terminating all other processes"
+    path = str(Path(L.__file__).parent / "fabric/x.py")
+    record = logging.LogRecord("lightning.fabric", logging.INFO, path, 1, words, (), None)
+    assert not_lightnings_own(record)
+    assert record.getMessage() == (
+        "error: Process 77 of this run has ended with code -9, so all of it ends; "
+        "with --ckpt_path last it goes on from its last checkpoint."
+    )
+    assert not not_lightnings_own(logging.LogRecord("lightning.fabric", logging.INFO, path, 1, "Tip", (), None))
+
+
+def test_ranks_that_found_different_checkpoints_do_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(heavy(tmp_path, 4, 2))
+    monkeypatch.setattr(sys, "argv", ["lightning_styles"])
+    assert main([*FIT, "--trainer.max_steps", "2"]) == 0
+    other = lambda self, value, src=0: "other.ckpt" if str(value).endswith(".ckpt") else value  # noqa: E731
+    monkeypatch.setattr(SingleDeviceStrategy, "broadcast", other)
+    assert main([*FIT, "--ckpt_path", "last"]) == 1
+    first = f"error: One process goes on from runs/heavy/version_0/{LAST}, the first one from other.ckpt: name the file"
+    assert capsys.readouterr().err.startswith(first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["the first", "the second"])
+def test_a_process_that_dies_leaves_a_hint_to_the_last_checkpoint(tmp_path: Path, killed: str) -> None:
+    folder = heavy(tmp_path, 1000, 2, pause=0.05)
+    launch = Launch(folder, *FIT, "--trainer.devices", "2", group=True)
+    launch.wait_for(lambda: len(launch.iterations) >= 4)
+    first = launch.process.pid
+    (second,) = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+    os.kill(int(second) if killed == "the second" else first, signal.SIGKILL)
+    assert launch.end() == (1 if killed == "the second" else -signal.SIGKILL)
+    wait_until_gone(int(second))
+    printed = launch.printed
+    assert "Traceback" not in printed
+    message, command = printed.splitlines()[-2:]
+    assert message.startswith("error: Another process of this run has ended or is out of reach ("), printed
+    assert message.endswith(f"; the last checkpoint is runs/heavy/version_0/{LAST}"), printed
+    assert command == f"Go on: python -m lightning_styles {' '.join(FIT)} --trainer.devices 2 --ckpt_path " + (
+        f"runs/heavy/version_0/{LAST}"
+    )
+    assert Launch(folder, *FIT, "--ckpt_path", "last", "--trainer.max_steps", "10").end() == 0
+
+
+def wait_until_gone(pid: int) -> None:
+    latest = time.monotonic() + 60
+    while Path(f"/proc/{pid}/stat").is_file() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
+        assert time.monotonic() < latest
+        time.sleep(0.05)
 
 
 PICTURE = {"class_path": "datamodules.Pictures", "init_args": {"images": "scene:portrait/3", "resolution": 32}}

@@ -1,8 +1,12 @@
 """Flags win over checkpoints, and no launch takes or harms the files of another run."""
 
 import hashlib
+import json
+import os
 import shutil
+import socket
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,8 +16,9 @@ import torch
 import yaml
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-from lightning_styles import runs
+from lightning_styles import launches, runs
 from lightning_styles.__main__ import main
+from lightning_styles.errors import UserError
 
 TOY: dict[str, Any] = {
     "model": {"class_path": "tests.test_module.Duel", "init_args": {"iterations": 4}},
@@ -134,6 +139,109 @@ def test_last_is_of_this_experiment_alone(capsys: pytest.CaptureFixture[str]) ->
     shutil.copy(last("a"), "runs/b/version_0/hpc_ckpt_9.ckpt")
     assert runs.find_checkpoint("last", Path("runs/b")) == last("b")
     assert runs.find_checkpoint("runs/b/version_0") == last("b")
+
+
+def test_last_is_the_run_that_was_launched_last_whatever_the_times_of_files(capsys: pytest.CaptureFixture[str]) -> None:
+    for steps in ("2", "3"):
+        assert fit("a", "--trainer.max_steps", steps) == 0
+    touch_into_the_future(Path("runs/a/version_0"))
+    assert runs.find_checkpoint("last", Path("runs/a")) == last("a", "version_1")
+    assert fit("a", "--run", "version_0") == 0  # an older run goes on
+    assert runs.find_checkpoint("last", Path("runs/a")) == last("a", "version_0")
+    shutil.copytree("runs/a/version_0", "runs/a/version_7")
+    touch_into_the_future(Path("runs/a/version_7"))
+    assert runs.find_checkpoint("last", Path("runs/a")) == last("a", "version_0")
+    for folder in Path("runs/a").iterdir():  # as runs were before launches were counted
+        (folder / "launch.json").unlink()
+    assert runs.find_checkpoint("last", Path("runs/a")) == last("a", "version_7")
+    started = {"version_0": "2026-01-02", "version_1": "2026-01-03", "version_7": "2026-01-01"}
+    for name, day in started.items():
+        Path("runs/a", name, "run.json").write_text(json.dumps({"launches": [{"started": day}]}))
+    assert runs.find_checkpoint("last", Path("runs/a")) == last("a", "version_1")
+    for damage in ("", "[]", '{"launches": 3}', "[" * 100_000, '{"number": "x"}'):
+        for name in ("launch.json", "run.json"):
+            Path("runs/a/version_1", name).write_text(damage)
+    assert runs.find_checkpoint("last", Path("runs/a")) == last("a", "version_0")
+
+
+def touch_into_the_future(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        os.utime(path, (4e9, 4e9))
+
+
+def test_the_newest_checkpoint_of_a_run_has_the_most_iterations(caplog: pytest.LogCaptureFixture) -> None:
+    settings = "init_args: {every_n_train_steps: 1, save_top_k: -1}"
+    saver = f"class_path: lightning.pytorch.callbacks.ModelCheckpoint, {settings}"
+    assert fit("a", "--trainer.callbacks", f"[{{{saver}}}]") == 0
+    folder = Path("runs/a/version_0/checkpoints")
+    assert len(list(folder.iterdir())) == 4
+    os.utime(folder / "epoch=0-step=2.ckpt", (4e9, 4e9))
+    assert runs.find_checkpoint("last", Path("runs/a")) == folder / "epoch=0-step=4.ckpt"
+    (folder / "epoch=0-step=4.ckpt").write_bytes(b"PK")
+    assert runs.find_checkpoint("runs/a/version_0") == folder / "epoch=0-step=3.ckpt"
+    assert "epoch=0-step=4.ckpt cannot be read as a checkpoint" in caplog.text
+
+
+# ---- two launches at once
+
+
+def test_a_run_folder_belongs_to_one_launch_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("a", "--trainer.max_steps", "2") == 0
+    before = hashes("runs")
+    capsys.readouterr()
+    for words in (["--run", "version_0"], ["--ckpt_path", "last"], ["--ckpt_path", str(last("a"))]):
+        with launches.holding(Path("runs/a/version_0")):
+            held = hashes("runs")
+            assert fit("a", *words) == 1
+            (message,) = capsys.readouterr().err.splitlines()
+            assert hashes("runs") == held
+        who = f"error: Into runs/a/version_0 writes process {os.getpid()} on {socket.gethostname()} since 20"
+        assert message.startswith(who)
+        assert message.endswith("without --run and --ckpt_path a launch has a folder of its own.")
+    changed = {name for name, digest in hashes("runs").items() if before.get(name) != digest}
+    assert changed == {"runs/a/version_0/launch.json"}
+    with launches.holding(Path("runs/a/version_0")):
+        assert fit("a") == 0  # a run of its own
+    assert fit("a", "--run", "version_0") == 0
+    assert done(last("a")) == done(last("a", "version_1")) == 4
+
+
+def test_of_two_launches_into_a_new_folder_one_is_refused(tmp_path: Path) -> None:
+    with launches.holding(tmp_path / "job_7"):
+        with pytest.raises(UserError, match="two launches must not write there at once"):
+            launches.holding(tmp_path / "job_7").__enter__()
+        assert launches.read_launch(tmp_path / "job_7")["pid"] == os.getpid()
+    assert list((tmp_path / "job_7").iterdir()) == []
+
+
+def test_what_a_killed_launch_leaves_behind_is_waited_for_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, waited = tmp_path / "version_0", list[float]()
+    gone = {"number": 3, "pid": 2**22 + 1, "host": socket.gethostname(), "since": "then", "ended": None}
+    with launches.holding(folder), monkeypatch.context() as patch:  # the lock of a worker that outlives its run
+        (folder / "launch.json").write_text(json.dumps(gone))
+        patch.setattr(launches, "PATIENCE", 0.5)
+        patch.setattr(launches.time, "sleep", lambda seconds, sleep=time.sleep: waited.append(seconds) or sleep(0.1))
+        with pytest.raises(UserError, match=f"process {2**22 + 1} on "):
+            launches.holding(folder).__enter__()
+        (folder / "file").touch()
+    assert waited
+    for record in (gone, {**gone, "host": "elsewhere"}, {"pid": "x", "number": None}):
+        (folder / "launch.json").write_text(json.dumps(record))
+        with launches.holding(folder):
+            pass
+    (line,) = caplog.messages
+    assert line.startswith(f"Into {folder} writes process {2**22 + 1} on elsewhere since then; if it still runs, end")
+
+
+def test_a_launch_that_died_does_not_stay_running() -> None:
+    record = ["--trainer.callbacks+=callbacks.RunRecord"]
+    assert fit("a", *record, "--trainer.max_steps", "2") == 0
+    path = Path("runs/a/version_0/run.json")
+    path.write_text(path.read_text().replace('"finished"', '"running"'))
+    assert fit("a", *record, "--run", "version_0") == 0
+    assert [launch["state"] for launch in json.loads(path.read_text())["launches"]] == ["killed", "finished"]
 
 
 def test_what_lightnings_requeue_left_behind_is_not_taken_for_this_run(
