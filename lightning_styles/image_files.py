@@ -1,6 +1,6 @@
 """Image files: which formats are read, how large a file may be, and one sentence for whatever is wrong with one.
 
-Memory stays bounded whatever a file claims: about its size on disk, and 20 bytes for each of its pixels.
+Memory stays bounded whatever a file claims: about its size on disk, and 28 bytes for each of its pixels.
 """
 
 import io
