@@ -18,7 +18,7 @@ TILE = 128  # px, of a picture in the sheets
 TABLE, SHEET, LOW, HIGH = "density.json", "density.csv", "low_density.png", "high_density.png"
 GOES_ON = "the same command goes on from there"
 KEYS = ("name", "distance", "path")
-COLUMNS = ("rank", *KEYS)
+COLUMNS: tuple[str, ...] = ("rank", *KEYS)
 
 Row = dict[str, Any]  # KEYS of a picture, and its rank in the table
 

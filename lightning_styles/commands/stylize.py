@@ -8,6 +8,7 @@ from typing import Any
 from lightning_styles.commands import LightParser
 from lightning_styles.errors import UserError
 from lightning_styles.files import check_writable
+from lightning_styles.prompts import check_lengths
 
 DEVICES = "auto, cpu, cuda, cuda:N or mps"
 
@@ -46,6 +47,7 @@ def main(arguments: list[str]) -> int:
     """Run `stylize` and return the exit code."""
     options = parser().parse_args(arguments)
     settings = changes(options.set)
+    check_lengths(settings.items())
     absent = [picture for picture in options.pictures if not Path(picture).exists()]
     if absent:
         raise UserError(f"There is no picture or folder {', '.join(absent)}; check the path.")

@@ -142,6 +142,9 @@ PICTURES = [
     Bad(f"{SMS} --data.images {{w}}/dot.png", "is 1 x 1 px; expected at least 16 px"),
     Bad(f"{SMS} --data.images {{w}}/bomb.png", "more than 178 million pixels; make it smaller"),
     Bad(f"{SMS} --data.images {{w}}/text_bomb.png", "cannot be read as an image .Decompressed data too large"),
+    Bad(f"{SMS} --data.images {{w}}/postscript.png", "is not an image that can be read"),
+    Bad(f"{SMS} --data.images {{w}}/pipe.png", "is no regular file but a pipe or a device"),
+    Bad(f"{SMS} --data.images {{w}}/narrow.png", "is 16 x 4000 px; expected at most 32 times as long as wide"),
     Bad(f"{SMS} --data.images {{w}}/no_pictures", "holds no picture; expected files ending in"),
     Bad(f"{SMS} --data.images {{w}}/empty_folder", "holds no picture"),
     Bad(f"{SMS} --data.images []", "list of images is empty"),
@@ -162,6 +165,7 @@ PICTURES = [
     Bad(f"{SMS} --data.images {{w}}/all_broken", "none of the 3 pictures could be read", late=True),
     Bad("predict --config {w}/sms.yaml --data.images {w}/all_broken", "none of the pictures could be read", late=True),
     Bad(f"{SMS} --data.images {{w}}/latin1_caption", "caption .*a.txt is no UTF-8 text", late=True),
+    Bad(f"{SMS} --data.images {{w}}/long_caption", "caption .*a.txt has 10,001 bytes; expected at most", late=True),
     Bad(f"stylize nowhere {STYLE}", "There is no picture or folder nowhere"),
     Bad(f"stylize {{w}}/text.png {STYLE}", "is not an image that can be read"),
     Bad(f"stylize {{w}}/photo.png {STYLE} --resolution 0", "resolution is 0; expected 16 to 8192"),
@@ -292,6 +296,15 @@ OUTPUTS = [
         "Nothing can be written into .*text.png",
         late=True,
     ),
+    Bad(f"stylize {{w}}/photo.png {STYLE} --out {{w}}", "photo.png would replace a file that is read", late=True),
+    Bad(
+        "predict --config {w}/sms.yaml --data.images {w}/two_sizes --trainer.callbacks callbacks.ImageWriter "
+        "--trainer.callbacks.output_dir {w}/two_sizes",
+        "would lie in .*two_sizes among the pictures themselves",
+        late=True,
+    ),
+    Bad("convert {w}/sms.ckpt {w}/sms.ckpt --to kohya", "sms.ckpt is what is read; write the result to another place"),
+    Bad("convert {w}/sms.ckpt {w}/text.png --to kohya", "text.png is there already.*with --overwrite"),
     Bad("compare {w}/rows.yaml --out {w}/text.png", "text.png.*Not a directory; check the path"),
 ]
 COMPARISONS = [
