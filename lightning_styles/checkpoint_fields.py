@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from itertools import dropwhile
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles.errors import UserError
-from lightning_styles.reading import PLAIN, Rule, at_least, exactly, expect, first_problem, tensor
+from lightning_styles.reading import FINITE, PLAIN, Rule, at_least, exactly, expect, first_problem, tensor
 
 CHECKPOINT_KEY = "lightning_styles"  # the field of this project's own facts
 ANOTHER = "use another checkpoint"
@@ -22,7 +21,6 @@ PROTOCOL = re.compile(r"::|://|^data:")
 SAVERS = ("Checkpoints", "ModelCheckpoint")  # callbacks whose states name files
 
 COUNT = at_least(0)
-FINITE = Rule("a finite number", lambda value: isinstance(value, (int, float)) and isfinite(value))
 TENSOR = Rule("a tensor", lambda value: isinstance(value, Tensor))
 
 

@@ -44,12 +44,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def check_archive(path: Path, unreadable: str) -> None:
+def check_archive(path: Path, unreadable: str, mend: str = "get it again") -> None:
     """Refuse an archive of PyTorch with a damaged member, which it does not notice, or a packed one, perhaps a bomb.
 
     Args:
         path: the file, a zip archive.
         unreadable: what to say when it is none, or cut short.
+        mend: what to do about a damaged one.
 
     Raises:
         UserError: it is refused.
@@ -62,7 +63,7 @@ def check_archive(path: Path, unreadable: str) -> None:
     except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError) as error:
         raise UserError(unreadable) from error
     if damaged:
-        raise UserError(f"{path} is damaged ({damaged} has a wrong checksum); get it again or use another checkpoint.")
+        raise UserError(f"{path} is damaged ({damaged} has a wrong checksum); {mend}.")
 
 
 def check_writable(folder: str | Path) -> None:

@@ -5,6 +5,7 @@ Nothing in a file is resolved, converted or called: values are compared with typ
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -167,6 +168,9 @@ def described(expected: Any) -> str:
 
 
 # ---- rules
+
+
+FINITE = Rule("a finite number", lambda value: isinstance(value, (int, float)) and isfinite(value))
 
 
 def at_least(least: int) -> Rule:

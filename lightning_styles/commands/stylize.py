@@ -108,5 +108,5 @@ def run(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     silent |= {"default_root_dir": options.out}
     trainer = Trainer(**where, **silent, callbacks=[ImageWriter(options.out), IterationBar(), *averages])  # type: ignore[arg-type]
     say(f"stylize: {type(model).__name__} from {checkpoint} on {trainer.strategy.root_device}")
-    trainer.predict(model, datamodule=data, ckpt_path=str(checkpoint), return_predictions=False, weights_only=True)
+    trainer.predict(model, datamodule=data, ckpt_path=str(checkpoint), return_predictions=False)
     return 0
