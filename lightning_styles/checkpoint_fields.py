@@ -12,7 +12,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles.errors import UserError
-from lightning_styles.reading import FINITE, PLAIN, Rule, at_least, exactly, expect, first_problem, tensor
+from lightning_styles.reading import FINITE, PLAIN, SHOWN, Rule, at_least, exactly, expect, first_problem, tensor
 
 CHECKPOINT_KEY = "lightning_styles"  # the field of this project's own facts
 ANOTHER = "use another checkpoint"
@@ -49,7 +49,7 @@ SAVER = {
     "last_model_path?": PATH,
     "best_k_models?": Rule("a mapping of such paths", lambda x: isinstance(x, dict) and all(map(_is_plain_path, x))),
 }
-AVERAGE = {"shadow": {str: TENSOR}}
+KEPT = {"EMA": {"shadow": {str: TENSOR}}, "Timer": {"time_elapsed": {str: FINITE}}}
 PROGRESS = {"ready": COUNT, "completed": COUNT}
 STEPS = dict.fromkeys(("total", "current"), PROGRESS)
 STARTS = dict.fromkeys(("total", "current"), PROGRESS | {"started": COUNT})
@@ -100,8 +100,8 @@ def check_fields(checkpoint: Any, file: Path) -> None:
     expect(checkpoint, FIELDS | ({CHECKPOINT_KEY: METHOD} if CHECKPOINT_KEY in checkpoint else {}), file, ANOTHER)
     for name, state in checkpoint.get("callbacks", {}).items():
         saves = name.startswith(SAVERS) or "best_model_path" in state
-        known = AVERAGE if name == "EMA" else SAVER if saves else dict
-        expect(state, known, f"{file}: callbacks.{name.partition('{')[0]}", ANOTHER)
+        known = SAVER if saves else KEPT.get(name, dict)
+        expect(state, known, f"{file}: callbacks.{name.partition('{')[0][:SHOWN]}", ANOTHER)
 
 
 def check_resumable(checkpoint: dict[str, Any], file: Path) -> None:

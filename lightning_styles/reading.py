@@ -15,7 +15,7 @@ from lightning_styles.errors import UserError
 MADE_AGAIN = "remove it, and it is made again"
 MISSING = object()
 DEEPEST = 20  # levels of nested values; a pickle can hold a list that contains itself
-SHOWN = 60  # characters of a value in a message
+SHOWN, LONGEST = 60, 200  # characters of a value and of a field in a message
 NAMES = {
     Any: "anything",
     dict: "a mapping",
@@ -60,7 +60,7 @@ def expect(content: Any, expected: Any, file: str | Path, mend: str) -> None:
         UserError: naming file, field, found, expected and `mend`.
     """
     if problem := first_problem(content, expected):
-        where = f"{problem.field} is " if problem.field else "it holds "
+        where = f"{problem.field[:LONGEST]} is " if problem.field else "it holds "
         raise UserError(f"{file}: {where}{problem.found}, expected {problem.expected}; {mend}.")
 
 

@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
-import lightning_styles.methods as package
+from lightning_styles import methods, pretraining
 from lightning_styles.__main__ import main
 from lightning_styles.errors import UserError
 from lightning_styles.module import StyleModule
+from lightning_styles.reading import first_problem
 from lightning_styles.runs import read_checkpoint
 from lightning_styles.trained import arguments_of, build_trained, open_trained
 from tests.micro import write_picture
@@ -23,6 +24,7 @@ from tests.test_module import fit
 EVIL = """
 from pathlib import Path
 from lightning_styles.module import StyleModule
+from lightning_styles.reading import first_problem
 
 Path("ran").touch()
 
@@ -203,13 +205,30 @@ def test_a_method_writes_below_the_output_folder_whatever_its_checkpoint_says(
     assert build_trained(content, {setting: place}, Path("out")).hparams[setting] == place  # told to
 
 
+def all_methods() -> set[type[StyleModule]]:
+    modules = [
+        import_module(f"{package.__name__}.{module.name}")
+        for package in (methods, pretraining)
+        for module in iter_modules(package.__path__)
+    ]
+    classes = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
+    return {value for value in classes if issubclass(value, StyleModule)}
+
+
+def test_every_setting_of_every_method_has_a_type_that_its_value_is_compared_with() -> None:
+    for method in all_methods():
+        for name, annotation in arguments_of(method).items():
+            assert first_problem(object(), annotation), (method, name)
+            assert first_problem({"class_path": "evil.M", "init_args": {"a": object()}}, annotation) or (
+                dict[str, Any] in (annotation, *get_args(annotation))
+            ), (method, name)
+
+
 def test_every_setting_that_names_a_folder_to_write_to_is_known() -> None:
-    methods = [import_module(f"{package.__name__}.{m.name}") for m in iter_modules(package.__path__)]
-    text = "".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in methods)
+    text = "".join(file.read_text(encoding="utf-8") for file in Path(methods.__path__[0]).glob("*.py"))
     folders = set(re.findall(r"Path\((?:self\.)?h(?:params)?\.(\w+)", text))
     assert folders == {"cache", "encoded"}
-    own = {value for module in methods for value in vars(module).values() if isinstance(value, type)}
-    for method in (value for value in own if issubclass(value, StyleModule)):
+    for method in all_methods():
         named = {name.removesuffix("?") for name in arguments_of(method)}
         assert set(method.folders) == named & folders, method
 
