@@ -92,7 +92,7 @@ def test_an_average_that_is_not_that_of_the_parameters(tmp_path, caplog):
     for odd in (torch.zeros(2), torch.full((1,), torch.nan), torch.zeros(1, dtype=torch.int64)):
         content["callbacks"]["EMA"]["shadow"]["weight"] = odd
         torch.save(content, path)
-        with pytest.raises(UserError, match="The checkpoint's EMA: weight is .*, expected finite numbers of shape .1."):
+        with pytest.raises(UserError, match=r"The checkpoint's EMA: weight is .*, expected .*numbers of shape .1."):
             trainer(tmp_path, [EMA(0.9)], steps=4).fit(Toy(), loader(), ckpt_path=path)
     del content["callbacks"]["EMA"]
     torch.save(content, path)

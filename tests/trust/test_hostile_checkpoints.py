@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+import yaml
 
 from lightning_styles import methods, pretraining
 from lightning_styles.__main__ import main
@@ -190,6 +191,37 @@ def test_a_pretraining_stylizes_nothing(capsys: pytest.CaptureFixture[str]) -> N
         == 1
     )
     assert "x.ckpt is one of IdentityPretraining, which stylizes no pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("own", "beside"),
+    [
+        ({"class_path": "evil.M"}, ""),
+        ({"class_path": "lightning_styles.trained.build_trained", "init_args": {"content": "evil.M"}}, ""),
+        ({"init_args": {"iterations": NESTED, "width": "${oc.env:HOME}"}}, ""),
+        ({}, "model: {class_path: evil.M, init_args: {}}\ndata: {class_path: evil.make}\n"),
+        ({}, "model: !!python/object/apply:evil.make []\n"),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_resuming_and_testing_run_no_code_of_a_run_folder(
+    command: str, own: dict[str, Any], beside: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = {"class_path": "tests.test_module.Duel", "init_args": {"iterations": 4}}
+    data, trainer = {"class_path": "tests.test_module.Numbers"}, {"accelerator": "cpu", "max_steps": 4}
+    Path("a.yaml").write_text(yaml.safe_dump({"model": model, "data": data, "trainer": trainer}), encoding="utf-8")
+    run = Path("runs/a/version_0")
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(beside or "{}", encoding="utf-8")
+    content = torch.load(written(), weights_only=True)
+    content["lightning_styles"] = {**model, "base_models": {}} | own
+    torch.save(content, run / "last.ckpt")
+    assert main([command, "--config", "a.yaml", "--ckpt_path", str(run)]) == 1
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    assert len([line for line in captured.err.splitlines() if line.startswith("error: ")]) == 1
+    assert not Path("ran").exists()
+    assert "evil" not in sys.modules
 
 
 # ---- where is written, and what is deleted
