@@ -14,6 +14,7 @@ import yaml
 
 from lightning_styles import methods, pretraining
 from lightning_styles.__main__ import main
+from lightning_styles.commands.stylize import changes
 from lightning_styles.errors import UserError
 from lightning_styles.module import StyleModule
 from lightning_styles.reading import first_problem
@@ -176,9 +177,9 @@ def test_text_stays_text(text: str) -> None:
 
 def test_settings_of_the_command_line_are_checked_too() -> None:
     _, content = open_trained(written())
-    for changes, says in ({"lr": "x"}, "--set: lr is 'x'"), ({"weights": NESTED}, "--set: weights.class_path"):
+    for settings, says in ({"lr": "x"}, "--set: lr is 'x'"), ({"weights": NESTED}, "--set: weights.class_path"):
         with pytest.raises(UserError, match=says):
-            build_trained(content, changes)
+            build_trained(content, settings)
     assert build_trained(content, {"lr": 1, "weights": {"identity": 0.5}}).hparams["weights"] == {
         "style": 1.0, "identity": 0.5,
     }  # fmt: skip
@@ -222,6 +223,14 @@ def test_resuming_and_testing_run_no_code_of_a_run_folder(
     assert len([line for line in captured.err.splitlines() if line.startswith("error: ")]) == 1
     assert not Path("ran").exists()
     assert "evil" not in sys.modules
+
+
+def test_numbers_of_the_command_line_may_have_exponents() -> None:
+    given = {"lr=1e-2": 0.01, "lr=1E5": 1e5, "lr=-3e+4": -3e4, "lr=1.5e3": 1500.0, "lr=7": 7, "style=1e-2x": "1e-2x"}
+    for pair, value in given.items():
+        assert list(changes([pair]).values()) == [value]
+    with pytest.raises(UserError, match="the value cannot be read as YAML"):
+        changes(["style=2026-13-45"])
 
 
 # ---- where is written, and what is deleted

@@ -168,6 +168,8 @@ def test_nothing_left_to_do_is_said_and_leaves_nothing_behind(capsys: pytest.Cap
         (b"\xff\xfe", "no UTF-8 text"),
         (b"model: 3", "model is 3, expected a mapping or nothing"),
         (b"trainer: [1]", "trainer is a list of 1"),
+        (b"data: 2026-13-45", "not valid YAML: month must be in 1..12"),
+        (b"data: " + b"9" * 5000, "not valid YAML: Exceeds the limit"),
         (b"a: &a [*a]", "more than 100000 values"),
         (b"model: !!python/object/apply:os.mkdir [code_ran]", "could not determine a constructor"),
     ],
