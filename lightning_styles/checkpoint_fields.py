@@ -72,7 +72,7 @@ LOOPS = {
 FIELDS = {
     "pytorch-lightning_version": Rule("the version of Lightning as text, 2.0 or later", _is_version),
     "state_dict": {str: TENSOR},
-    "global_step": COUNT,
+    "global_step?": COUNT,
     "loops?": LOOPS,
     "callbacks?": {str: dict},
     "datamodule_hyper_parameters?": {"resolution?": int | None},
@@ -97,7 +97,8 @@ def check_fields(checkpoint: Any, file: Path) -> None:
     Raises:
         UserError: naming the field.
     """
-    expect(checkpoint, FIELDS | ({CHECKPOINT_KEY: METHOD} if CHECKPOINT_KEY in checkpoint else {}), file, ANOTHER)
+    own = {CHECKPOINT_KEY: METHOD, "global_step": COUNT} if CHECKPOINT_KEY in checkpoint else {}
+    expect(checkpoint, FIELDS | own, file, ANOTHER)
     for name, state in checkpoint.get("callbacks", {}).items():
         saves = name.startswith(SAVERS) or "best_model_path" in state
         known = SAVER if saves else KEPT.get(name, dict)
