@@ -95,7 +95,8 @@ class SaveRunConfig(SaveConfigCallback):
             return
         path = Path(self.folder) / self.config_filename
         text = self.parser.dump(self.config, skip_none=False)
-        before = path.read_text(encoding="utf-8") if path.is_file() else text
+        # Whatever it was changed into is kept, also what is no text.
+        before = path.read_text(encoding="utf-8", errors="backslashreplace") if path.is_file() else text
         if before != text:
             count = len(list(path.parent.glob("config_before_resume_*.yaml")))
             write_whole(path.with_name(f"config_before_resume_{count}.yaml"), before)
@@ -321,8 +322,6 @@ class StylesCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         words = super()._prepare_subcommand_kwargs(subcommand)
-        if words.get("weights_only", True) is None:
-            words["weights_only"] = True  # checkpoints are opened without running code, here too
         if subcommand == "predict" and words.get("return_predictions") is None:
             words["return_predictions"] = False  # the pictures are on disk; keeping them all fills the memory
         return words

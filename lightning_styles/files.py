@@ -150,12 +150,13 @@ def _torch_could_not_write(error: Exception, folder: Path) -> OSError | None:
     return OSError(number, os.strerror(number))
 
 
-def check_archive(path: Path, unreadable: str) -> None:
+def check_archive(path: Path, unreadable: str, mend: str = "get it again") -> None:
     """Refuse an archive of PyTorch with a damaged member, which it does not notice, or a packed one, perhaps a bomb.
 
     Args:
         path: the file, a zip archive.
         unreadable: what to say when it is none, or cut short.
+        mend: what to do about a damaged one.
 
     Raises:
         UserError: it is refused.
@@ -168,7 +169,7 @@ def check_archive(path: Path, unreadable: str) -> None:
     except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError) as error:
         raise UserError(unreadable) from error
     if damaged:
-        raise UserError(f"{path} is damaged ({damaged} has a wrong checksum); get it again or use another checkpoint.")
+        raise UserError(f"{path} is damaged ({damaged} has a wrong checksum); {mend}.")
 
 
 def check_writable(folder: str | Path) -> None:
