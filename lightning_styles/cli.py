@@ -31,7 +31,7 @@ from lightning_styles.console import readable, say
 from lightning_styles.devices import check_devices
 from lightning_styles.errors import UserError
 from lightning_styles.files import check_writable, replacing
-from lightning_styles.layers import PATHS, at, layered
+from lightning_styles.layers import layered, texts_like_null
 from lightning_styles.parser import StylesParser
 from lightning_styles.progress import IterationBar
 from lightning_styles.required_files import foreign_classes, import_class, missing_files
@@ -161,10 +161,9 @@ class StylesCLI(LightningCLI):
 
     def _spell_out(self) -> None:
         """Have texts such as #x as they were typed, and one callback as a list of one."""
-        for key in PATHS:
-            text = at(self.layers.tree, key.split("."))
-            if isinstance(text, str) and "${" not in text:
-                self.settings[key] = text
+        for parts, text in texts_like_null(self.layers.tree):
+            if self.settings.get(".".join(parts), "") is None:
+                self.settings[".".join(parts)] = text
         callbacks = self.settings["trainer"]["callbacks"]
         if callbacks is not None and not isinstance(callbacks, list):
             self.settings["trainer"]["callbacks"] = [callbacks]

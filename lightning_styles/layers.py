@@ -252,6 +252,14 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield from leaves(value, f"{path}.{key}" if path else str(key))
 
 
+def texts_like_null(tree: Any, parts: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Place and text of every string that the parser takes for nothing where that is possible, such as #x and ~."""
+    if isinstance(tree, str) and (tree.strip() in ("~", "null") or tree.lstrip().startswith("#")):
+        yield parts, tree
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        yield from texts_like_null(value, (*parts, str(key)))
+
+
 # ---- nested mappings
 
 

@@ -19,7 +19,6 @@ from lightning_styles.errors import UserError
 from lightning_styles.module import StyleModule
 from lightning_styles.required_files import import_class
 
-
 WEIGHED: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
     "methods.sms.SMS": ({"base": "b", "style": "s"}, {"style": 1.0, "identity": 0.0005}),
     "methods.osasis.OSASIS": (
