@@ -124,5 +124,5 @@ def test_the_identity_terms_and_their_gradients_agree(identity: str) -> None:
 def test_an_empty_style_and_unknown_weights_are_refused() -> None:
     with pytest.raises(UserError, match="style is empty"):
         SMS(base="x", style=" ", weights={})
-    with pytest.raises(UserError, match="takes style and identity"):
+    with pytest.raises(UserError, match="weights has content; expected style, identity"):
         SMS(base="x", style="ink", weights={"content": 1.0})
