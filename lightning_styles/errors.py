@@ -1,7 +1,7 @@
 """The one exception that is meant for the person at the keyboard, and the commonest reason for it."""
 
 from collections.abc import Collection, Mapping
-from math import inf, isfinite
+from math import inf
 
 
 class UserError(Exception):
@@ -25,7 +25,7 @@ def within(least: float, most: float, **settings: float | None) -> None:
         UserError: naming the first one.
     """
     for name, value in settings.items():
-        if value is not None and not (isinstance(value, (int, float)) and least <= value <= most and isfinite(value)):
+        if value is not None and not (isinstance(value, (int, float)) and least <= value <= most and abs(value) != inf):
             expected = f"at least {least:g}" if most == inf else f"from {least:g} to {most:g}"
             raise UserError(f"{name} is {value}; it must be {expected}.")
 

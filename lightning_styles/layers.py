@@ -152,9 +152,11 @@ def layered(words: list[str]) -> Layered:
     for content in files:
         result.lay(content)
     result.take(flags)
-    for section in SECTIONS:
-        if isinstance(result.tree.get(section), dict) and "class_path" not in result.tree[section]:
-            raise UserError(f"{section} names no class; add {section}.class_path, or a config that has it.")
+    for name, section in ((name, result.tree.get(name)) for name in SECTIONS):
+        if isinstance(section, dict) and "class_path" not in section:
+            raise UserError(f"{name} names no class; add {name}.class_path, or a config that has it.")
+        if isinstance(section, dict) and not isinstance(section.get("init_args", {}), dict):
+            raise UserError(f"{name}.init_args is {section['init_args']!r}; expected settings, such as {{seed: 1}}.")
     check_variables(files, flags)
     check_circles(result.tree)
     return result

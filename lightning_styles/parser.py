@@ -54,7 +54,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{place}: not valid YAML: {error.problem or error.context}.") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid YAML: no UTF-8 text at byte {error.start}; save it as UTF-8.") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # such as a date in month 13
         raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}.") from error
     if not isinstance(content, dict):
         kind = "nothing" if content is None else f"a {type(content).__name__}"

@@ -155,3 +155,6 @@ def test_a_section_without_a_class_is_named() -> None:
     Path("first.yaml").write_text("model: {init_args: {lr: 1}}", encoding="utf-8")
     with pytest.raises(UserError, match=r"model names no class; add model.class_path"):
         over()
+    Path("first.yaml").write_text(f"model: {{class_path: {SMS}, init_args: 5}}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"model.init_args is 5; expected settings"):
+        over()
