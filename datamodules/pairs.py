@@ -16,7 +16,7 @@ from datamodules.prompts import Prompts
 from datamodules.sampling import check_loading, draw, shuffled, train_loader
 from datamodules.sources import Source
 from lightning_styles.batches import EVALUATION, PHOTOS, PROMPTS
-from lightning_styles.errors import UserError
+from lightning_styles.errors import UserError, at_least
 
 PLACES = 16  # that a random crop of one picture can have, so that what is made of crops can be kept
 NO_SUBJECT = re.compile(r"\W*((an?|the|one|photo|photograph|picture|image|of|in|with)\b\W*)*", re.I)
@@ -87,6 +87,7 @@ class Pairs(L.LightningDataModule):
         unlogged = ["batch_size", "num_workers", "eval_batch_size", "prompts", "pictures_per_prompt", "photos"]
         self.save_hyperparameters(logger=False, ignore=[*unlogged, "photo_caption"])
         check_loading(batch_size, num_workers)
+        at_least(1, eval_batch_size=eval_batch_size, pictures_per_prompt=pictures_per_prompt)
         if resolution not in SIDES:
             raise UserError(f"resolution is {resolution}; expected {SIDES[0]} to {SIDES[-1]} px.")
         prompt_list = [prompt] if isinstance(prompt, str) else list(prompt)

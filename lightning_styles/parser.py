@@ -69,6 +69,15 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
+def mapping_of(text: str) -> dict[str, Any] | None:
+    """The mapping that `text` is in YAML, None if it is none."""
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def has_at_most(count: int, tree: Any) -> bool:
     """Whether nested dicts and lists hold at most `count` values; a few aliases can stand for billions."""
     waiting = [tree]
