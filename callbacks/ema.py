@@ -9,7 +9,9 @@ import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
+from lightning_styles.checkpoint_fields import ANOTHER
 from lightning_styles.errors import UserError
+from lightning_styles.reading import expect, tensor
 
 
 class EMA(L.Callback):
@@ -116,10 +118,15 @@ class EMA(L.Callback):
         missing = [name for name in self.shadow if name not in own]
         if missing:
             raise UserError(f"the checkpoint's EMA holds '{missing[0]}', which this model does not have.")
+        expected = {name: tensor(*own[name].shape, finite=False) for name in self.shadow}
+        expect(self.shadow, expected, "The checkpoint's EMA", ANOTHER)
         return {name: own[name] for name in self.shadow}
 
     def _move(self, pl_module: L.LightningModule) -> None:
-        for name, parameter in self._parameters(pl_module).items():
+        parameters = self._parameters(pl_module)
+        finite = {name: tensor(*parameter.shape) for name, parameter in parameters.items()}
+        expect(self.shadow, finite, "The checkpoint's EMA", ANOTHER)
+        for name, parameter in parameters.items():
             self.shadow[name] = self.shadow[name].to(parameter.device)
 
     @torch.no_grad()

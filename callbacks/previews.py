@@ -18,6 +18,7 @@ from torch import Tensor
 
 from callbacks.ema import averaged
 from lightning_styles.errors import at_least
+from lightning_styles.image_files import opened
 from lightning_styles.imaging import from_uint8, read_settings, replacing, save_png, to_uint8
 from lightning_styles.optional_files import optional
 
@@ -50,7 +51,8 @@ class Previews(L.Callback):
         animation: Literal["webp", "gif", "none"] = "webp",
         frame_ms: int = 120,
     ) -> None:
-        at_least(1, every_n_iterations=every_n_iterations)
+        at_least(1, every_n_iterations=every_n_iterations, max_size=max_size, max_rows=max_rows, frame_ms=frame_ms)
+        at_least(0, amplify=amplify)
         self.every_n_iterations = every_n_iterations
         self.max_size = max_size
         self.max_rows = max_rows
@@ -189,7 +191,7 @@ def _result(strip: Path) -> Image.Image | None:
     settings = read_settings(strip)
     if not settings or not settings.get("result"):
         return None
-    with Image.open(strip) as image:
+    with opened(strip) as image:
         cuts = [image.crop(tuple(box)).convert("RGB") for box in settings["result"]]
     frame = Image.new("RGB", (sum(cut.width for cut in cuts), cuts[0].height))
     left = 0

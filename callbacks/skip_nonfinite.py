@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_styles.errors import SharedError, UserError
+from lightning_styles.errors import SharedError, at_least
 
 
 class SkipNonFinite(L.Callback):
@@ -23,8 +23,7 @@ class SkipNonFinite(L.Callback):
     """
 
     def __init__(self, at_most: int = 10) -> None:
-        if at_most < 1:
-            raise UserError(f"at_most of SkipNonFinite is {at_most}; expected at least 1, or no such callback.")
+        at_least(1, at_most=at_most)
         self.at_most = at_most
         self.skipped: Tensor | int = 0
 

@@ -1,7 +1,6 @@
 """DiffAESamples: photos that a diffusion autoencoder draws from its own prior, anew or from a pool on disk."""
 
 import hashlib
-import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,11 +17,12 @@ from lightning_styles import noise
 from lightning_styles.diffusion.ddim import decode, sample_codes
 from lightning_styles.diffusion.half_way import encode_half_way, picture_process
 from lightning_styles.diffusion.respacing import Respaced, constant_betas, even_timesteps
-from lightning_styles.errors import UserError, at_least, check_keys
+from lightning_styles.errors import UserError, at_least, check_keys, within
 from lightning_styles.files import replacing
 from lightning_styles.precision import frozen_dtype
 from lightning_styles.pretrained import fingerprint, locate
 from lightning_styles.pretrained.diffae import Autoencoder, frozen_diffae
+from lightning_styles.reading import MADE_AGAIN, Rule, read_made, tensor
 
 CHUNK = 16  # pictures of one file of the pool
 
@@ -48,7 +48,7 @@ class DiffAESamples(WithPhotos):
         latent_steps: of the code's DDIM.
         pool: pictures of the pool; 0 samples every photo anew, as the official code does.
         encode: {steps, t0} with which the pictures of a pool are encoded too; null leaves that to the method.
-        frozen_precision: of the autoencoder; "auto" is bfloat16 on a GPU and float32 elsewhere. Where it is that of the
+        frozen_precision: of the autoencoder; "auto" is float16 on a GPU and float32 elsewhere. Where it is that of the
             method, both share one copy. A pool is of one precision.
         cache: folder of the pools.
         photos: what `validate`, `test` and `predict` stylize: files, folders or scenes, see `Pictures`.
@@ -56,6 +56,8 @@ class DiffAESamples(WithPhotos):
         twin_style: style in which each scene's exact answer is drawn; null for none.
         seed: key of the photos.
     """
+
+    gives = WithPhotos.gives | {"fit": ("image", "index")}
 
     def __init__(
         self,
@@ -77,10 +79,14 @@ class DiffAESamples(WithPhotos):
         super().__init__()
         at_least(1, batch_size=batch_size, steps=steps, latent_steps=latent_steps)
         at_least(0, pool=pool)
+        within(16, 8192, size=size)
         if encode is not None:
             check_keys("encode", encode, ("steps", "t0"), all_of_them=True)
-            if not 0 < encode["t0"] < 1:
+            within(1, 1000, **{"encode.steps": encode["steps"]})
+            if not (isinstance(encode["t0"], (int, float)) and 0 < encode["t0"] < 1):
                 raise UserError(f"encode.t0 is {encode['t0']}; expected a share of the noise between 0 and 1.")
+        for count in (steps, latent_steps, encode["steps"] if encode else 1):
+            even_timesteps(count)  # refuses what does not divide the timesteps
         self.save_hyperparameters(logger=False, ignore=["batch_size"])
         self.batch_size = batch_size
 
@@ -108,7 +114,13 @@ class DiffAESamples(WithPhotos):
             return batch | {"image": self.sample(indices, device)}
         rows = [divmod(shuffled(self.hparams.seed, i, self.hparams.pool), CHUNK) for i in indices]
         kept = {key: torch.stack([self.pool[chunk][key][row] for chunk, row in rows]) for key in self.pool[0]}
-        batch |= {key: tensor.to(device, torch.float32) for key, tensor in kept.items()}
+        if bad := [key for key, values in kept.items() if not torch.isfinite(values).all()]:
+            chunks = sorted({chunk for chunk, _ in rows})
+            raise UserError(
+                f"The pool {self._pool_folder()} holds NaN or infinite values: {bad[0]} in a chunk from picture "
+                f"{CHUNK * chunks[0]} to {CHUNK * (chunks[-1] + 1) - 1}; {MADE_AGAIN}."
+            )
+        batch |= {key: values.to(device, torch.float32) for key, values in kept.items()}
         return batch | ({"encoding": self.encoding} if self.hparams.encode else {})
 
     @torch.no_grad()
@@ -137,16 +149,27 @@ class DiffAESamples(WithPhotos):
         h, device = self.hparams, self.trainer.strategy.root_device  # type: ignore[union-attr]
         ranges = [range(first, min(first + CHUNK, h.pool)) for first in range(0, h.pool, CHUNK)]
         folder = self._pool_folder()
-        pictures = self._chunks(folder, ranges, lambda n: {"image": self.sample(list(ranges[n]), device).half()})
+        picture = (3, h.size, h.size)
+        pictures = self._chunks(
+            folder, ranges, lambda n: {"image": self.sample(list(ranges[n]), device).half()}, {"image": picture}
+        )
         if not h.encode:
             return pictures
         self.encoding = {**h.encode, "diffae": self._fingerprint(), "size": h.size}
         own = folder / f"encoded_{h.encode['steps']}_{h.encode['t0']:g}"
-        encodings = self._chunks(own, ranges, lambda n: self._encode(pictures[n]["image"].to(device, torch.float32)))
+        encoded = {"z": (self._autoencoder().model.config.embedding,), "x_t0": picture}
+        encodings = self._chunks(
+            own, ranges, lambda n: self._encode(pictures[n]["image"].to(device, torch.float32)), encoded
+        )
         return [picture | encoding for picture, encoding in zip(pictures, encodings, strict=True)]
 
-    def _chunks(self, folder: Path, ranges: list[range], make: Callable[[int], Chunk]) -> list[Chunk]:
-        """All chunks in `folder`, after `make` has made the missing ones; the ranks share that work."""
+    def _chunks(
+        self, folder: Path, ranges: list[range], make: Callable[[int], Chunk], shapes: dict[str, tuple[int, ...]]
+    ) -> list[Chunk]:
+        """All chunks in `folder`, after `make` has made the missing ones; the ranks share that work.
+
+        `shapes` are those of one picture. Whether the numbers are finite is seen when they are needed.
+        """
         trainer: Any = self.trainer
         files = [folder / f"{chunk[0]:06d}-{chunk[-1]:06d}.pt" for chunk in ranges]
         missing = [n for n, file in enumerate(files) if not file.exists()]
@@ -154,11 +177,14 @@ class DiffAESamples(WithPhotos):
         if missing:
             with lent(self._autoencoder().model, trainer.strategy.root_device):
                 for n in missing[trainer.global_rank :: trainer.world_size]:
-                    chunk = {key: tensor.cpu() for key, tensor in make(n).items()}
+                    chunk = {key: values.cpu() for key, values in make(n).items()}
                     with replacing(files[n]) as temporary:
                         torch.save(chunk, temporary)
         trainer.strategy.barrier()
-        return [open_chunk(file) for file in files]
+        return [
+            open_chunk(file, {key: tensor(len(own), *shape, finite=False) for key, shape in shapes.items()})
+            for file, own in zip(files, ranges, strict=True)
+        ]
 
     def _encode(self, images: Tensor) -> Chunk:
         A = self._autoencoder().model.to(images.device)
@@ -168,12 +194,14 @@ class DiffAESamples(WithPhotos):
 
     def _autoencoder(self) -> Autoencoder:
         """The autoencoder, the one that a method of the same precision has."""
-        return frozen_diffae(self.hparams.diffae, frozen_dtype(self.hparams.frozen_precision, self.trainer))
+        return frozen_diffae(self.hparams.diffae, self._dtype())
+
+    def _dtype(self) -> torch.dtype:
+        return frozen_dtype(self.hparams.frozen_precision, self.trainer, torch.float16)
 
     def _pool_folder(self) -> Path:
         h = self.hparams
-        dtype = frozen_dtype(h.frozen_precision, self.trainer)
-        recipe = (self._fingerprint(), str(dtype), h.size, h.steps, h.latent_steps, h.seed)
+        recipe = (self._fingerprint(), str(self._dtype()), h.size, h.steps, h.latent_steps, h.seed)
         return Path(h.cache) / hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]
 
     def _fingerprint(self) -> str:
@@ -191,15 +219,13 @@ def lent(network: nn.Module, device: torch.device) -> Iterator[None]:
         network.to(home)
 
 
-def open_chunk(file: Path) -> Chunk:
+def open_chunk(file: Path, expected: dict[str, Rule]) -> Chunk:
     """A chunk of the pool, mapped from its file.
 
     Raises:
         UserError: the file is damaged, or another node made it on a disk of its own.
     """
     try:
-        return torch.load(file, weights_only=True, mmap=True)
+        return read_made(file, expected, mapped=True)
     except FileNotFoundError as error:
         raise UserError(f"{file} is not here; data.cache must lie where all nodes see it.") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{file} is damaged; remove it, and it is made again.") from error

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_styles.errors import UserError
 from lightning_styles.imaging import from_uint8, to_uint8
 
-COLOURS = 8  # of `posterize`, as in the paper's data (PairCustomization, arXiv 2405.01536, section 5)
+COLOURS = 8  # of `posterize`, as in the paper's data (PairCustomization, arXiv 2405.01536, section 4.1)
 FLATS = 14  # colours of `cartoon`
 BRUSHES = (0.1, 0.05, 0.022)  # widths of the brushes of `painting`
 MISSED = 12  # levels of 255 off, from which on a finer stroke is worth while

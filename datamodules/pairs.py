@@ -13,8 +13,10 @@ from torch.utils.data import DataLoader
 from datamodules.pair_sources import Pair, Size, find_pairs, working_size
 from datamodules.pictures import SIDES, Pictures
 from datamodules.prompts import Prompts
-from datamodules.sampling import draw, shuffled, train_loader
-from lightning_styles.errors import UserError, at_least
+from datamodules.sampling import check_loading, draw, shuffled, train_loader
+from datamodules.sources import Source
+from lightning_styles.batches import EVALUATION, PHOTOS, PROMPTS
+from lightning_styles.errors import UserError
 
 PLACES = 16  # that a random crop of one picture can have, so that what is made of crops can be kept
 NO_SUBJECT = re.compile(r"\W*((an?|the|one|photo|photograph|picture|image|of|in|with)\b\W*)*", re.I)
@@ -56,6 +58,11 @@ class Pairs(L.LightningDataModule):
         num_workers: processes that read and crop.
     """
 
+    gives = {
+        "fit": ("content", "style", "prompt", "content_size", "style_size", "crop", "name", "row"),
+        **dict.fromkeys(EVALUATION, (*PHOTOS, *PROMPTS)),  # the ones or the others, as is set
+    }
+
     def __init__(
         self,
         *,
@@ -79,8 +86,7 @@ class Pairs(L.LightningDataModule):
         super().__init__()
         unlogged = ["batch_size", "num_workers", "eval_batch_size", "prompts", "pictures_per_prompt", "photos"]
         self.save_hyperparameters(logger=False, ignore=[*unlogged, "photo_caption"])
-        at_least(1, batch_size=batch_size)
-        at_least(0, num_workers=num_workers)
+        check_loading(batch_size, num_workers)
         if resolution not in SIDES:
             raise UserError(f"resolution is {resolution}; expected {SIDES[0]} to {SIDES[-1]} px.")
         prompt_list = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -106,6 +112,13 @@ class Pairs(L.LightningDataModule):
                 captions=photo_caption,
             )  # fmt: skip
 
+        if self.new is not None:
+            self.gives = self.gives | dict.fromkeys(EVALUATION, self.new.gives["predict"])
+
+    def setup(self, stage: str) -> None:
+        if stage != "fit":
+            self._new()  # what is missing is said before networks are built
+
     @property
     def views(self) -> int:
         """How many different values `row` can have."""
@@ -128,6 +141,11 @@ class Pairs(L.LightningDataModule):
 
     def predict_dataloader(self) -> Any:
         return self._new().predict_dataloader()
+
+    @property
+    def sources(self) -> list[Source]:
+        """What `predict` draws."""
+        return [] if self.new is None else self.new.sources
 
     @property
     def sets(self) -> list[str]:

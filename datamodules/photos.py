@@ -7,6 +7,8 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from datamodules.pictures import Pictures
+from datamodules.sources import Source
+from lightning_styles.batches import EVALUATION, PHOTOS
 from lightning_styles.errors import UserError
 
 
@@ -16,6 +18,7 @@ class WithPhotos(L.LightningDataModule):
     Subclasses have the settings photos, resolution and twin_style, see `Pictures`, and the attribute `batch_size`.
     """
 
+    gives = dict.fromkeys(EVALUATION, PHOTOS)
     batch_size: int
 
     def setup(self, stage: str) -> None:
@@ -33,6 +36,11 @@ class WithPhotos(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self.photos.predict_dataloader()
+
+    @property
+    def sources(self) -> list[Source]:
+        """What `predict` stylizes."""
+        return self.photos.sources
 
     @cached_property
     def photos(self) -> Pictures:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from datamodules.sampling import eval_shard, train_loader
+from datamodules.sampling import check_loading, eval_shard, train_loader
 from datamodules.sources import Source, check_style, find_sources
-from lightning_styles.errors import UserError, at_least
+from lightning_styles.batches import EVALUATION, PHOTOS
+from lightning_styles.errors import UserError
 
 # Its advice is followed: each worker takes its own share of the batches.
 warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
@@ -38,6 +39,8 @@ class Pictures(L.LightningDataModule):
         captions: caption of every picture that has none in a `.txt` file beside it and is no scene.
     """
 
+    gives = {"fit": ("iteration", "index"), **dict.fromkeys(EVALUATION, PHOTOS)}
+
     def __init__(
         self,
         *,
@@ -51,11 +54,15 @@ class Pictures(L.LightningDataModule):
         super().__init__()
         # Not logged: the method may have settings of the same name. How many at once changes no picture.
         self.save_hyperparameters(logger=False, ignore=["batch_size", "num_workers"])
-        at_least(1, batch_size=batch_size)
-        at_least(0, num_workers=num_workers)
+        check_loading(batch_size, num_workers)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.reader = Reader(find_sources(images), resolution, twin_style=twin_style, captions=captions)
+
+    @property
+    def sources(self) -> list[Source]:
+        """What `predict` stylizes."""
+        return self.reader.sources
 
     def pictures(self) -> list[dict[str, Any]]:
         """Every picture, loaded: dicts of `image` (3, H, W), `name`, `caption`, `index` and perhaps `twin`.

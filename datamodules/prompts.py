@@ -12,11 +12,14 @@ from torch.utils.data import DataLoader
 
 from datamodules.filters import apply_filter, check_filter
 from datamodules.sampling import Samples, ShardSampler
-from datamodules.sources import find_sources
+from datamodules.sources import Source, find_sources
+from lightning_styles.batches import EVALUATION, PROMPTS
 from lightning_styles.errors import UserError, at_least
-from lightning_styles.files import places
+from lightning_styles.files import places, read_text
+from lightning_styles.prompts import check_lengths
 
 LONGEST = 60  # letters of a prompt in a file name
+MOST_BYTES = 10_000_000  # of a file of prompts
 
 
 class Prompts(L.LightningDataModule):
@@ -35,6 +38,8 @@ class Prompts(L.LightningDataModule):
         filter: posterize, cartoon, painting or sketch: makes the exact twin of any picture that the base model draws;
             null for none.
     """
+
+    gives = dict.fromkeys(EVALUATION, PROMPTS)
 
     def __init__(
         self,
@@ -55,6 +60,11 @@ class Prompts(L.LightningDataModule):
         self.sets = list(sets)
         entries = [(name, prompt) for name, entry in sets.items() for prompt in read_prompts(entry)]
         self.plan = PromptPlan(tuple(entries), pictures_per_prompt)
+
+    @property
+    def sources(self) -> list[Source]:
+        """The names of what `predict` draws."""
+        return [Source(self.plan(i)["name"]) for i in range(len(self.plan))]
 
     def twin(self, images: Tensor) -> Tensor | None:
         """The exact twins of pictures (B, 3, H, W) in [-1, 1] that were drawn without style; None without a filter."""
@@ -99,6 +109,7 @@ def read_prompts(prompts: str | list[str]) -> list[str]:
         UserError: there is no such file, it is no text, or it holds no prompt.
     """
     lines = _lines(prompts) if isinstance(prompts, str) else [prompt.strip() for prompt in prompts]
+    check_lengths([("prompts", lines)])
     found: list[str] = []
     for line in lines:
         if not line:
@@ -126,10 +137,7 @@ def _lines(name: str) -> list[str]:
     file = next((place for place in places(name) if os.path.isfile(place)), None)
     if file is None:
         raise UserError(f"there is no file '{name}' with prompts; a prompt itself goes into a list: [\"{name}\"].")
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{file} cannot be read as text ({error}); give a UTF-8 text file with prompts.") from error
+    lines = [line.strip() for line in read_text(file, MOST_BYTES, "the file of prompts").splitlines()]
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
         raise UserError(f"{file} holds no prompt; write one in each line.")

@@ -9,7 +9,9 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from lightning_styles.errors import UserError, at_least
+from lightning_styles.errors import UserError, at_least, within
+
+MOST_WORKERS = 256  # processes of a loader; all of them are started
 
 
 class StepSampler(DistributedSampler[Any]):
@@ -77,6 +79,16 @@ class Samples(Dataset[Any]):
         return self.length
 
 
+def check_loading(batch_size: int, num_workers: int) -> None:
+    """Refuse numbers of samples and processes that no loader can have.
+
+    Raises:
+        UserError: naming the first one.
+    """
+    at_least(1, batch_size=batch_size)
+    within(0, MOST_WORKERS, num_workers=num_workers)
+
+
 def train_loader(
     trainer: L.Trainer,
     sample: Callable[[int], Any],
@@ -102,8 +114,7 @@ def train_loader(
     iterations = trainer.max_steps
     if iterations < 1:
         raise UserError(f"trainer.max_steps is {iterations}; set it to the number of iterations of the run.")
-    at_least(1, batch_size=batch_size)
-    at_least(0, num_workers=num_workers)
+    check_loading(batch_size, num_workers)
     world = trainer.world_size
     sampler = StepSampler(iterations, batch_size, start_step=trainer.global_step, rank=trainer.global_rank, world=world)
     return DataLoader(

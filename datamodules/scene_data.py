@@ -7,9 +7,9 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from datamodules.sampling import Samples, ShardSampler, draw, shuffled, train_loader
+from datamodules.sampling import Samples, ShardSampler, check_loading, draw, shuffled, train_loader
 from datamodules.sources import check_style
-from lightning_styles.errors import UserError
+from lightning_styles.errors import UserError, at_least, within
 
 
 class Item(NamedTuple):
@@ -46,6 +46,8 @@ class SceneImages(L.LightningDataModule):
         num_workers: processes that draw.
     """
 
+    gives = dict.fromkeys(("fit", "validate", "test"), ("image", "caption", "kind", "style", "identity", "index"))
+
     def __init__(
         self,
         *,
@@ -63,10 +65,12 @@ class SceneImages(L.LightningDataModule):
     ) -> None:
         super().__init__()
         _check(kinds, styles)
+        check_loading(batch_size, num_workers)
+        at_least(1, held_out_count=held_out_count, count=count)
+        at_least(0, start=start)
+        within(16, 8192, size=size)
         if seed == held_out_seed:
             raise UserError(f"seed and held_out_seed are both {seed}; held-out scenes need another seed.")
-        if count is not None and count < 1:
-            raise UserError(f"count is {count}; expected at least 1 scene, or null for no end.")
         if new_views and count is None:
             raise UserError("new_views needs count: without it no scene is ever shown twice.")
         self.save_hyperparameters(logger=False, ignore=["batch_size", "num_workers"])

@@ -14,8 +14,9 @@ from datamodules.sampling import Samples, draw, shuffled, train_loader
 from datamodules.sources import check_style
 from datamodules.textures import random_textures
 from lightning_styles import noise
-from lightning_styles.errors import UserError
+from lightning_styles.errors import UserError, at_least, within
 from lightning_styles.imaging import replacing
+from lightning_styles.reading import read_made, tensor
 
 OTHERS = 1 << 32  # number of the first scene that is described only
 LABEL_IGNORED = -1  # an attribute that this kind of scene does not have
@@ -45,6 +46,10 @@ class ScenePool(L.LightningDataModule):
         cache: folder of the drawn sets.
     """
 
+    gives = {
+        "fit": ("image", "caption", "identity", "attributes", "segmentation", "importance", "row", "index"),
+    }
+
     def __init__(
         self,
         *,
@@ -60,6 +65,11 @@ class ScenePool(L.LightningDataModule):
         cache: str = "runs/scenes",
     ) -> None:
         super().__init__()
+        at_least(1, batch_size=batch_size, views=views, **{f"kinds.{kind}": count for kind, count in kinds.items()})
+        at_least(0, described=described, **{f"styles.{style}": share for style, share in styles.items()})
+        at_least(0, **{f"focus.{part}": factor for part, factor in (focus or {}).items()})
+        within(0, 1, texture_share=texture_share)
+        within(16, 8192, size=size)
         for style in styles:
             check_style(style)
         if abs(sum(styles.values()) - 1) > 1e-6:
@@ -82,7 +92,20 @@ class ScenePool(L.LightningDataModule):
         if not path.exists():
             with replacing(path) as temporary:
                 torch.save(self._draw_pool(), temporary)
-        self.pool = torch.load(path, weights_only=True)
+        self.pool = read_made(path, self._content())
+
+    def _content(self) -> dict[str, Any]:
+        """What the file of the pool holds."""
+        count = sum(self.recipe["kinds"].values()) * self.views
+        labels = tensor(count, whole=True)
+        return {
+            "image": tensor(count, 3, self.size, self.size, whole=True),
+            "segmentation": tensor(count, self.size, self.size, whole=True),
+            "style": labels,
+            "identity": labels,
+            "caption": (str,) * count,
+            "attributes": {str: labels},
+        }
 
     def corpus(self) -> list[str]:
         """All captions, from which a tokenizer may learn its words."""

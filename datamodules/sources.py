@@ -1,6 +1,9 @@
 """Where a picture comes from: an image file, a file of a folder, or a scene of the procedural world."""
 
+import os
 import re
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_styles.errors import UserError
+from lightning_styles.files import read_text, same_file
 from lightning_styles.imaging import find_images, image_size, read_image
+from lightning_styles.prompts import MOST_LETTERS
 
 MOST_SCENES = 1_000_000
 _SCENE = re.compile(r"scene:(?P<kind>[a-z_]+)/(?P<first>\d+)(-(?P<last>\d+))?(\?seed=(?P<seed>\d+))?")
@@ -60,11 +65,8 @@ class Source:
 
             (caption,) = scenes.captions(scenes.sample_scenes(self.seed, [self.index], kind=self.kind), "photo")
             return caption.removeprefix("a photo of ")
-        sidecar = self.path.with_suffix(".txt")
-        try:
-            return sidecar.read_text(encoding="utf-8").strip() if sidecar.is_file() else ""
-        except UnicodeDecodeError as error:
-            raise UserError(f"the caption {sidecar} is no UTF-8 text ({error.reason}); save it as UTF-8.") from error
+        beside = self.path.with_suffix(".txt")
+        return read_text(beside, MOST_LETTERS, "the caption").strip() if os.path.isfile(beside) else ""
 
 
 def find_sources(entries: str | list[str]) -> list[Source]:
@@ -77,19 +79,48 @@ def find_sources(entries: str | list[str]) -> list[Source]:
         UserError: an entry is missing, empty or malformed.
     """
     sources: list[Source] = []
-    taken: set[str] = set()
+    names = Names()
     for entry in [entries] if isinstance(entries, str) else entries:
         if entry.startswith("scene:"):
-            sources += [s for s in _scenes(entry) if s.name not in taken]
+            sources += [scene for scene in _scenes(entry) if names.take(scene.name)]
         else:
             folder = Path(entry).is_dir()
-            for path in find_images(Path(entry)):
-                sources.append(Source(_unique(path, taken), path, from_folder=folder))
-                taken.add(sources[-1].name)
-        taken.update(source.name for source in sources)
+            sources += [Source(names.of(path), path, from_folder=folder) for path in find_images(Path(entry))]
     if not sources:
         raise UserError("the list of images is empty; name at least one image file, folder or scene.")
     return sources
+
+
+class Names:
+    """Names of pictures, no two alike: not even where a disk takes small and capital letters for the same."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._numbers: Counter[str] = Counter()
+
+    def take(self, name: str) -> bool:
+        """Reserve a name; False if it is taken."""
+        key = unicodedata.normalize("NFC", name).casefold()
+        new = key not in self._taken
+        self._taken.add(key)
+        return new
+
+    def of(self, path: Path) -> str:
+        """A name for a file: its stem, or that with its suffix or a number."""
+        for name in (path.stem, f"{path.stem}_{path.suffix[1:].lower()}"):
+            if self.take(name):
+                return name
+        while True:
+            self._numbers[path.stem] += 1
+            name = f"{path.stem}_{self._numbers[path.stem] + 1}"
+            if self.take(name):
+                return name
+
+
+def check_apart(sources: list[Source], folder: Path) -> None:
+    """Raises UserError where results in `folder` would lie among the pictures of a folder, and be taken for such."""
+    if any(same_file(parent, folder) for parent in {s.path.parent for s in sources if s.path and s.from_folder}):
+        raise UserError(f"The results would lie in {folder} among the pictures themselves; write to another folder.")
 
 
 def check_style(style: str) -> None:
@@ -116,17 +147,6 @@ def _scenes(entry: str) -> list[Source]:
         raise UserError(f"'{entry}' asks for {last - first + 1} scenes; expected at most {MOST_SCENES} at once.")
     suffix = f"_seed{seed}" if seed else ""
     return [Source(f"{kind}_{i}{suffix}", kind=kind, seed=seed, index=i) for i in range(first, last + 1)]
-
-
-def _unique(path: Path, taken: set[str]) -> str:
-    name = path.stem
-    if name in taken:
-        name = f"{path.stem}_{path.suffix[1:].lower()}"
-    number = 2
-    while name in taken:
-        name = f"{path.stem}_{number}"
-        number += 1
-    return name
 
 
 def _needed(resolution: int | None) -> int:

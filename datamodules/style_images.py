@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader
 
 from datamodules.photos import WithPhotos
 from datamodules.pictures import Reader
-from datamodules.sampling import draw, shuffled, train_loader
+from datamodules.sampling import check_loading, draw, shuffled, train_loader
 from datamodules.sources import find_sources
-from lightning_styles.errors import UserError, at_least
+from lightning_styles.errors import UserError
 
 
 class StyleImages(WithPhotos):
@@ -36,6 +36,8 @@ class StyleImages(WithPhotos):
         num_workers: processes that crop.
     """
 
+    gives = WithPhotos.gives | {"fit": ("image", "caption", "index")}
+
     def __init__(
         self,
         *,
@@ -53,8 +55,7 @@ class StyleImages(WithPhotos):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False, ignore=["batch_size", "num_workers"])
-        at_least(1, batch_size=batch_size)
-        at_least(0, num_workers=num_workers)
+        check_loading(batch_size, num_workers)
         self.prompt = prompt
         self.resolution = resolution
         self.batch_size = batch_size

@@ -6,6 +6,7 @@ bottom left, bottom right, top right as the face stands. Both are (x, y) in px, 
 
 import json
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +17,13 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from lightning_styles.errors import UserError
+from lightning_styles.files import file_name, read_text
 from lightning_styles.imaging import from_uint8, save_png, to_uint8
 from lightning_styles.square import to_square
 
 POINTS = 68
+FARTHEST = 100_000  # px, of a landmark
+MOST_BYTES = 1_000_000  # of a file of landmarks, or of what lies in its place
 LEFT_EYE, RIGHT_EYE, MOUTH = slice(36, 42), slice(42, 48), (48, 54)
 SAME = 0.05  # of the picture's side, that the corners of an aligned face may be off
 EYES, LIPS = ((0.375, 0.47), (0.625, 0.47)), ((0.4, 0.75), (0.6, 0.75))  # of an aligned face, in units of its side
@@ -47,21 +51,24 @@ def landmarks_beside(picture: Path) -> np.ndarray | None:
     JSON is a list of 68 pairs, or holds one as "landmarks"; text is 136 numbers, and other text is a caption.
 
     Raises:
-        UserError: there are landmarks, but not 68.
+        UserError: there are landmarks, but not 68 points in px.
     """
     for suffix, read in ((".json", _from_json), (".txt", _from_text)):
         file = picture.with_suffix(suffix)
-        if not file.is_file():
+        if not os.path.isfile(file):
             continue
+        text = read_text(file, MOST_BYTES, "the file beside a picture,")
         try:
-            found = read(file.read_text(encoding="utf-8"))
+            found = read(text)
             points = None if found is None else np.asarray(found, dtype=float).reshape(-1, 2)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise UserError(f"{file} cannot be read as landmarks ({error}); expected {POINTS} pairs x y.") from error
         if points is None:
             continue
-        if len(points) != POINTS or not np.isfinite(points).all():
+        if len(points) != POINTS:
             raise UserError(f"{file} holds {len(points)} points; expected the {POINTS} landmarks of dlib, in px.")
+        if not (np.abs(points) <= FARTHEST).all():
+            raise UserError(f"{file} holds NaN or numbers above {FARTHEST}; expected {POINTS} landmarks in px.")
         return points
     return None
 
@@ -75,7 +82,7 @@ def face_quad(landmarks: np.ndarray) -> np.ndarray:
     """The square around a face, upright as its eyes and mouth are.
 
     Raises:
-        UserError: eyes and mouth coincide.
+        UserError: they are none of a face: eyes and mouth coincide, or are mirrored as where x and y are swapped.
     """
     left, right = landmarks[LEFT_EYE].mean(0), landmarks[RIGHT_EYE].mean(0)
     eyes, across = (left + right) / 2, right - left
@@ -84,6 +91,10 @@ def face_quad(landmarks: np.ndarray) -> np.ndarray:
     length = np.hypot(*x)
     if length < 1:
         raise UserError("the landmarks have eyes and mouth in one place; expected the 68 points of dlib, in px.")
+    if across[0] * down[1] <= across[1] * down[0]:
+        raise UserError(
+            "the landmarks are those of no face, or of a mirrored one; expected (x, y) of the 68 points of dlib, in px."
+        )
     x *= max(2.0 * np.hypot(*across), 1.8 * np.hypot(*down)) / length
     y, centre = _turned(x), eyes + 0.1 * down
     return np.stack([centre - x - y, centre - x + y, centre + x + y, centre + x - y])
@@ -175,14 +186,20 @@ def find_face(photo: Tensor, landmarks: np.ndarray | None, size: int, name: str,
         size: of the square.
         name: of the photo.
         folder: for the picture that warns.
+
+    Raises:
+        UserError: the landmarks are those of no face, or lie outside of the photo.
     """
     height, width = photo.shape[-2:]
     if landmarks is not None:
-        quad = face_quad(landmarks)
-        if not covers(quad, height, width):
-            return Face(align(photo, quad, size).to(photo), quad)
+        try:
+            quad = face_quad(landmarks)
+            if not covers(quad, height, width):
+                return Face(align(photo, quad, size).to(photo), quad)
+        except UserError as error:
+            raise UserError(f"'{name}' cannot be aligned: {error}") from error
     elif height != width:
-        shown = folder / f"{name}_unaligned.png"
+        shown = folder / file_name(name, "_unaligned.png")
         save_png(shown, overlay(photo, _middle(height, width)))
         log.warning(
             "'%s' is not aligned and has no landmarks beside it, so its middle is taken; %s shows that, and where eyes "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ActionConfigFile
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
@@ -23,16 +24,20 @@ from callbacks.interruption import (
     without_lightnings_handlers,
 )
 from lightning_styles import runs
+from lightning_styles.batches import check_data
+from lightning_styles.checkpoint_fields import check_resumable
 from lightning_styles.checkpoint_io import WholeFiles, unsaved
+from lightning_styles.checks import check_method, check_settings, check_state_keys
 from lightning_styles.console import readable, say
 from lightning_styles.devices import check_devices, check_modes
 from lightning_styles.errors import UserError
 from lightning_styles.files import check_writable, replacing
 from lightning_styles.home import at_home
 from lightning_styles.launches import holding
+from lightning_styles.layers import PATHS, at, layered
 from lightning_styles.nonfinite import last_good
 from lightning_styles.optional_files import Curves
-from lightning_styles.parser import ConfigFile, StylesParser
+from lightning_styles.parser import StylesParser
 from lightning_styles.processes import (
     check_processes,
     count,
@@ -43,6 +48,7 @@ from lightning_styles.processes import (
     strategy_for,
 )
 from lightning_styles.progress import IterationBar, check_length, finished
+from lightning_styles.prompts import check_lengths
 from lightning_styles.required_files import foreign_classes, import_class, missing_files
 
 
@@ -109,6 +115,7 @@ class StylesCLI(LightningCLI):
         self.config_file = first_config(arguments)
         self.checkpoint: Path | None = None
         self.done = 0  # iterations in the checkpoint
+        self.layers = layered(arguments[1:])
         with ExitStack() as self.leaving:
             super().__init__(
                 LightningModule,
@@ -121,7 +128,7 @@ class StylesCLI(LightningCLI):
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 auto_configure_optimizers=False,
-                args=arguments,
+                args=[*arguments[:1], *self.layers.as_words()],
             )
 
     # ---- the parser
@@ -133,7 +140,7 @@ class StylesCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> StylesParser:
         parser = StylesParser(**kwargs)
         help_text = "YAML file of an experiment; give it again to layer files"
-        parser.add_argument("-c", "--config", action=ConfigFile, help=help_text)
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help=help_text)
         return parser
 
     def add_arguments_to_parser(self, parser: StylesParser) -> None:  # type: ignore[override]
@@ -169,6 +176,7 @@ class StylesCLI(LightningCLI):
 
     def parse_arguments(self, parser: StylesParser, args: Any) -> None:  # type: ignore[override]
         super().parse_arguments(parser, args)
+        self._spell_out()
         at_home(self.settings)
         name = self.settings.get("run")
         if name is None or "ckpt_path" not in self.settings:
@@ -178,6 +186,16 @@ class StylesCLI(LightningCLI):
         folder = self.experiment / name
         if self.config["subcommand"] != "fit" or runs.newest_checkpoint(folder):
             self.settings["ckpt_path"] = str(folder)  # also when the run itself began from another checkpoint
+
+    def _spell_out(self) -> None:
+        """Have texts such as #x as they were typed, and one callback as a list of one."""
+        for key in PATHS:
+            text = at(self.layers.tree, key.split("."))
+            if isinstance(text, str) and "${" not in text:
+                self.settings[key] = text
+        callbacks = self.settings["trainer"]["callbacks"]
+        if callbacks is not None and not isinstance(callbacks, list):
+            self.settings["trainer"]["callbacks"] = [callbacks]
 
     def _parse_ckpt_path(self) -> None:
         """Find the checkpoint and say what differs; Lightning would let it overrule files and flags."""
@@ -194,6 +212,8 @@ class StylesCLI(LightningCLI):
         before, now = runs.remembered(content, self.checkpoint), self.values
         held, asked = ((tree.get("model") or {}).get("class_path") for tree in (before, now))
         fit, other = self.config["subcommand"] == "fit", held and held != asked
+        if fit and held:
+            check_resumable(content, self.checkpoint)
         others = () if fit or not asked else getattr(import_class(asked), "reads", ())
         if other and held not in others:
             raise UserError(f"{self.checkpoint} holds a {held}, the config asks for {asked}.")
@@ -203,24 +223,11 @@ class StylesCLI(LightningCLI):
         if not other:
             say(*(f"  changed  {line}" for line in runs.differences(before, now)))
 
-    def check_method(self) -> None:
-        """Refuse to train what learns nothing, and to use what has learned nothing.
-
-        Raises:
-            UserError: naming the method.
-        """
-        command, method = self.config["subcommand"], import_class(self.settings["model"]["class_path"])
-        if command == "fit" and getattr(method, "training_step", None) is LightningModule.training_step:
-            raise UserError(f"{method.__name__} learns nothing, so there is nothing to fit; run predict or test.")
-        untrained = self.checkpoint is None and getattr(method, "trained_first", False)
-        if untrained and command not in ("fit", "prepare"):
-            raise UserError(
-                f"{method.__name__} has learned nothing yet: run fit first, then {command} with --ckpt_path last, "
-                "or give the checkpoint of another run."
-            )
-
     def before_instantiate_classes(self) -> None:
-        self.check_method()
+        check_lengths(self.settings.items())
+        say(*self.layers.notes)
+        check_settings(self.values)
+        check_method(self.values, self.config["subcommand"], untrained=self.checkpoint is None)
         trainer = self.settings["trainer"]
         if self.config["subcommand"] == "fit":
             check_length(trainer)
@@ -232,6 +239,7 @@ class StylesCLI(LightningCLI):
         check_writable(self.experiment)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        check_data(self.model, self.datamodule, str(self.subcommand))
         config = self._get(self.config_init, "trainer")
         plugins = config["plugins"] if isinstance(config["plugins"], list) else [config["plugins"]]
         if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
@@ -250,6 +258,7 @@ class StylesCLI(LightningCLI):
             saving=config["enable_checkpointing"] is not False,
             bar=config["enable_progress_bar"] is not False,
         )
+        check_state_keys(kwargs["callbacks"])
         try:
             kwargs["plugins"] = with_plugins(config["plugins"] or [])
             trainer = super().instantiate_trainer(**kwargs)
@@ -312,6 +321,8 @@ class StylesCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         words = super()._prepare_subcommand_kwargs(subcommand)
+        if words.get("weights_only", True) is None:
+            words["weights_only"] = True  # checkpoints are opened without running code, here too
         if subcommand == "predict" and words.get("return_predictions") is None:
             words["return_predictions"] = False  # the pictures are on disk; keeping them all fills the memory
         return words

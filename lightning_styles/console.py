@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import lightning
+import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
@@ -91,6 +92,8 @@ def readable(run: Callable[[list[str]], T], arguments: list[str]) -> T:
     except OmegaConfBaseException as error:
         first = str(error).splitlines()[0]
         raise UserError(f"A ${{...}} in the config cannot be resolved: {first}; write ${{section.key}}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"The config cannot be read: {str(error).splitlines()[0]}") from error
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except ValueError as error:

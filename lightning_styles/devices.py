@@ -1,11 +1,13 @@
 """Whether the devices and modes that were asked for exist, asked before anything is built."""
 
+import os
 from typing import Any
 
 import torch
 
 from lightning_styles.errors import UserError
 
+LEAST_PROCESSES = 8  # that a CPU may be asked to run, however few its cores
 NAMES = "auto, cpu, cuda, cuda:N or mps"
 PRECISIONS = "32-true, bf16-mixed, 16-mixed, bf16-true or 16-true"
 
@@ -43,6 +45,9 @@ def check_devices(accelerator: Any, devices: Any) -> None:
         raise UserError(f"trainer.devices is {devices}; expected a number of at least 1, or auto.")
     count = torch.cuda.device_count()
     wants_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and count > 0)
+    processes = max(os.cpu_count() or 1, LEAST_PROCESSES)
+    if not wants_gpu and number.isdigit() and int(number) > processes:
+        raise UserError(f"trainer.devices is {devices}, but this machine runs at most {processes} processes at once.")
     if not wants_gpu or torch.backends.mps.is_available():
         return
     if count == 0:

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from math import inf, isfinite
 
 MEMORY = re.compile(
     "out of memory|(can't|cannot|unable to) allocate|not enough memory|ALLOC_FAILED|bad_alloc", re.IGNORECASE
@@ -69,15 +70,21 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         found = found.__cause__ or found.__context__
 
 
-def at_least(least: float, **settings: float) -> None:
-    """Refuse settings that are smaller than `least`, or no number.
+def within(least: float, most: float, **settings: float | None) -> None:
+    """Refuse settings that are no finite number from `least` to `most`; None is a setting that is left out.
 
     Raises:
         UserError: naming the first one.
     """
     for name, value in settings.items():
-        if not value >= least:
-            raise UserError(f"{name} is {value}; it must be at least {least:g}.")
+        if value is not None and not (isinstance(value, (int, float)) and least <= value <= most and isfinite(value)):
+            expected = f"at least {least:g}" if most == inf else f"from {least:g} to {most:g}"
+            raise UserError(f"{name} is {value}; it must be {expected}.")
+
+
+def at_least(least: float, **settings: float | None) -> None:
+    """`within` without an upper bound."""
+    within(least, inf, **settings)
 
 
 def check_keys(name: str, given: Collection[str], known: Collection[str], all_of_them: bool = False) -> None:
@@ -86,6 +93,18 @@ def check_keys(name: str, given: Collection[str], known: Collection[str], all_of
     Raises:
         UserError: naming the keys.
     """
-    odd = set(given) - set(known) or (all_of_them and set(known) - set(given))
-    if odd:
-        raise UserError(f"{name} has {', '.join(given) or 'nothing'}; expected {', '.join(known)}.")
+    odd = [key for key in given if key not in known]
+    if odd or (all_of_them and len(given) < len(known)):
+        raise UserError(f"{name} has {', '.join(odd or given) or 'nothing'}; expected {', '.join(known)}.")
+
+
+def weights_of(given: Mapping[str, float] | None, defaults: Mapping[str, float]) -> dict[str, float]:
+    """The weights of a method's terms: those of a config, the method's own where it names none.
+
+    Raises:
+        UserError: a term is unknown, or a weight is negative or no number.
+    """
+    check_keys("weights", given or {}, defaults)
+    weights = {**defaults, **(given or {})}
+    at_least(0, **{f"weights.{name}": weight for name, weight in weights.items()})
+    return weights

@@ -2,17 +2,23 @@
 
 import errno
 import os
+import platform
 import re
 import shutil
 import sys
 import uuid
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lightning_styles.errors import UserError, system_error
+
+LONGEST_NAME = 255  # bytes
+TEMPORARY = re.compile(r"\..+\.(?P<owner>[0-9a-f]{6}-(?P<pid>\d{1,9}))\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
 def places(name: str) -> list[Path]:
@@ -34,16 +40,65 @@ def existing(name: str) -> Path:
     return found
 
 
+def read_text(path: Path, most: int, what: str) -> str:
+    """The text of a file of at most `most` bytes; `what` it is for messages.
+
+    Raises:
+        UserError: it is larger, or no UTF-8 text.
+    """
+    size = path.stat().st_size
+    if size > most:
+        raise UserError(f"{what} {path} has {size:,} bytes; expected at most {most:,}: shorten or remove it.")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} {path} is no UTF-8 text ({error.reason}); save it as UTF-8.") from error
+
+
+def same_file(path: str | Path, other: str | Path) -> bool:
+    """Whether two paths lead to one file or folder, however they are spelled; False where one does not exist."""
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return False
+
+
+def check_target(output: Path, read: Iterable[Path], overwrite: bool, option: str = "--overwrite") -> None:
+    """Refuse to write over a file that is read and, without `overwrite`, over anything; an empty folder is nothing.
+
+    Raises:
+        UserError: naming `output` and the `option` that allows it.
+    """
+    if any(same_file(output, path) for path in read):
+        raise UserError(f"{output} is what is read; write the result to another place.")
+    nothing = not os.path.lexists(output) or (output.is_dir() and not any(output.iterdir()))
+    if not (nothing or overwrite):
+        raise UserError(f"{output} is there already; write to another place, or replace it with {option}.")
+
+
+def file_name(stem: str, suffix: str) -> str:
+    """`stem` + `suffix` or, where that is more than a file system takes, as much of it as goes and a digest of it."""
+    whole = stem + suffix
+    if len(os.fsencode(whole)) <= LONGEST_NAME:
+        return whole
+    digest = f"~{sha256(os.fsencode(stem)).hexdigest()[:8]}{suffix}"
+    return os.fsencode(stem)[: LONGEST_NAME - len(os.fsencode(digest))].decode(errors="ignore") + digest
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields a temporary file name beside `path` which takes its place once the block ends well.
+
+    What processes that were killed have left there is removed.
 
     Raises:
         OSError: naming `path`, whichever library could not write it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    remove_leftovers(path.parent.absolute())
+    label = path.name if len(os.fsencode(path.name)) <= 100 else sha256(os.fsencode(path.name)).hexdigest()[:16]
+    temporary = path.with_name(f".{label}.{_owner(os.getpid())}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -56,6 +111,34 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise OSError(cause.errno, cause.strerror or str(cause), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@cache  # once in a process: a listing for every file would make many files slow
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files in `folder` of processes of this machine that are no more."""
+    for path in folder.glob(".*.tmp"):
+        match = TEMPORARY.fullmatch(path.name)
+        if match and match["owner"] == _owner(int(match["pid"])) and not _lives(int(match["pid"])):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _owner(pid: int) -> str:
+    """A process as temporary names show it: with the machine, several of which may share a folder."""
+    return f"{sha256(platform.node().encode()).hexdigest()[:6]}-{pid}"
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process of this machine runs."""
+    if os.name == "nt":  # there, asking would end it
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
 
 
 def _torch_could_not_write(error: Exception, folder: Path) -> OSError | None:

@@ -3,26 +3,31 @@
 Legend: B batch, H W pixels. A picture is (3, H, W), sRGB, float32 in [-1, 1].
 """
 
+import errno
 import io
 import json
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from lightning_styles.errors import UserError
 from lightning_styles.files import replacing
+from lightning_styles.image_files import SUFFIXES, opened, scaled_size, target_size, upright_size
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 METADATA_KEY = "lightning_styles"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+BAD_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+
+
+class NameRefused(UserError):
+    """The file system does not take a name; others may be taken."""
 
 
 def find_images(path: str | Path) -> list[Path]:
@@ -51,7 +56,7 @@ def read_image(path: str | Path, short_side: int | None = None, min_side: int = 
     Colours are brought to sRGB where the file carries another profile.
 
     Args:
-        path: image file of any kind that Pillow reads, 8 or 16 bit.
+        path: image file in a format of `image_files`, 8 or 16 bit.
         short_side: resize so that the shorter side has this many px; large files are then decoded small.
         min_side: smallest shorter side in px that the file itself may have.
 
@@ -59,16 +64,15 @@ def read_image(path: str | Path, short_side: int | None = None, min_side: int = 
         (3, H, W) float32 in [-1, 1].
 
     Raises:
-        UserError: no such file, not an image, broken, too large or too small.
+        UserError: no such file, not an image, broken, too large, too small or too narrow.
     """
-    with _opened(path) as image:
-        size = _upright_size(image)
-        _check_side(path, size, min_side)
+    with opened(path) as image:
+        size = target_size(path, upright_size(image), short_side, min_side)
         if short_side is not None:
             image.draft(image.mode, (2 * short_side, 2 * short_side))
         ImageOps.exif_transpose(image, in_place=True)  # otherwise an upright picture would be copied
         pixels = _to_tensor(path, image, short_side)
-    return pixels if short_side is None else _resize(pixels, _short_side_size(size, short_side))
+    return _resize(pixels, size)
 
 
 def image_size(path: str | Path, short_side: int | None = None, min_side: int = 16) -> tuple[int, int]:
@@ -77,10 +81,8 @@ def image_size(path: str | Path, short_side: int | None = None, min_side: int = 
     Raises:
         UserError: as `read_image`, except that damage behind the header may go unnoticed.
     """
-    with _opened(path) as image:
-        size = _upright_size(image)
-    _check_side(path, size, min_side)
-    return size if short_side is None else _short_side_size(size, short_side)
+    with opened(path) as image:
+        return target_size(path, upright_size(image), short_side, min_side)
 
 
 def resize_short_side(image: Tensor, n: int) -> Tensor:
@@ -88,7 +90,7 @@ def resize_short_side(image: Tensor, n: int) -> Tensor:
 
     Antialiased bicubic; the overshoot of the cubic is clamped to [-1, 1].
     """
-    return _resize(image, _short_side_size((image.shape[-2], image.shape[-1]), n))
+    return _resize(image, scaled_size((image.shape[-2], image.shape[-1]), n))
 
 
 def pad_to_multiple(images: Tensor, m: int) -> tuple[Tensor, tuple[int, int]]:
@@ -124,80 +126,56 @@ def from_uint8(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float().div_(127.5).sub_(1).contiguous()
 
 
-def save_png(path: str | Path, image: Tensor, settings: dict[str, Any] | None = None) -> None:
+def save_png(path: str | Path, image: Tensor, settings: dict[str, Any] | None = None, overwrite: bool = False) -> None:
     """Writes (3, H, W) in [-1, 1] as an 8-bit PNG: the whole file appears, or nothing does.
 
     Args:
         path: target; missing folders are made.
         image: picture; values outside [-1, 1] are clamped.
         settings: kept in the file as JSON, in a text chunk that `read_settings` reads.
+        overwrite: replace a file that this function has not written, too.
 
     Raises:
-        UserError: the disk is full.
+        NameRefused: the file system does not take this name.
+        UserError: there is such a file, or nothing can be written there.
     """
+    if not overwrite and is_foreign(path):
+        raise UserError(
+            f"'{path}' is there already and was not written by lightning_styles; move it, or write elsewhere."
+        )
     info = PngInfo()
-    if settings is not None:
-        info.add_text(METADATA_KEY, json.dumps(settings, sort_keys=True, default=str))
+    info.add_text(METADATA_KEY, json.dumps(settings or {}, sort_keys=True, default=str))
     picture = Image.fromarray(to_uint8(image))
-    with replacing(path) as temporary:
-        try:
+    try:
+        with replacing(path) as temporary:
             picture.save(temporary, format="PNG", pnginfo=info)
-        except OSError as error:
-            raise UserError(f"'{path}' cannot be written: {error.strerror or error}; make room, then go on.") from error
+    except OSError as error:
+        reason = f"'{path}' cannot be written: {error.strerror or error}"
+        if error.errno in BAD_NAME:
+            raise NameRefused(f"{reason}; rename the picture, or write to another disk.") from error
+        advice = "make room, then go on" if error.errno in FULL else "check the folder and its rights"
+        raise UserError(f"{reason}; {advice}.") from error
 
 
 def read_settings(path: str | Path) -> dict[str, Any] | None:
     """The settings inside a PNG of `save_png`; None when there are none or the file is not whole."""
     try:
-        with Image.open(path) as image:
+        with opened(path, ("PNG",)) as image:
+            text = image.info.get(METADATA_KEY)
             image.load()
-            settings = json.loads(image.info[METADATA_KEY])
-    except (OSError, SyntaxError, ValueError, KeyError, Image.DecompressionBombError):
+        settings = json.loads(text) if isinstance(text, str) else None
+    except (UserError, ValueError, RecursionError):
         return None
     return settings if isinstance(settings, dict) else None
 
 
-@contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """Opens a picture and turns whatever goes wrong in the block into one sentence."""
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns at half of the size that it refuses; such files are read.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                yield image
-    except (UserError, MemoryError):
-        raise
-    except FileNotFoundError:
-        raise UserError(f"'{path}' does not exist; expected an image file.") from None
-    except UnidentifiedImageError:
-        raise UserError(f"'{path}' is not an image that can be read; save it as PNG or JPEG, or remove it.") from None
-    except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
-        raise UserError(f"'{path}' has more than {limit} million pixels; make it smaller first.") from None
-    except Exception as error:  # decoders raise almost anything on damaged bytes
-        raise UserError(f"'{path}' cannot be read as an image ({error}); replace or remove it.") from error
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """(H, W) after the EXIF orientation, whose values 5 to 8 swap the sides."""
-    if image.format == "TIFF":
-        image.load()  # Pillow turns these files itself, while it loads them, and then forgets the tag
-    width, height = image.size
-    return (width, height) if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else (height, width)
-
-
-def _check_side(path: str | Path, size: tuple[int, int], min_side: int) -> None:
-    if min(size) < min_side:
-        raise UserError(f"'{path}' is {size[1]} x {size[0]} px; expected at least {min_side} px a side; leave it out.")
-
-
-def _short_side_size(size: tuple[int, int], n: int) -> tuple[int, int]:
-    """(H, W) scaled so that the shorter side is n; the longer one is rounded to nearest."""
-    height, width = size
-    if height <= width:
-        return n, max(n, round(width * n / height))
-    return max(n, round(height * n / width)), n
+def is_foreign(path: str | Path) -> bool:
+    """Whether there is something that `save_png` has not written; what it wrote may be cut since."""
+    if not os.path.isfile(path):
+        return os.path.lexists(path)
+    with open(path, "rb") as file:
+        start = file.read(100)
+    return not (start.startswith(b"\x89PNG") and f"tEXt{METADATA_KEY}\0".encode() in start)
 
 
 def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -222,7 +200,7 @@ def _to_tensor(path: str | Path, image: Image.Image, short_side: int | None) -> 
 
 def _gray16_to_tensor(path: str | Path, image: Image.Image) -> Tensor:
     """16-bit gray: the full range 0 to 65535 maps to [-1, 1], which Pillow's own conversion clips."""
-    values = torch.from_numpy(np.asarray(image).astype(np.int64))
+    values = torch.from_numpy(np.asarray(image).astype(np.int32))
     if values.min() < 0 or values.max() > 65535:
         raise UserError(f"'{path}' holds 32-bit integers; save it with 8 or 16 bits per channel.")
     return (values.float() / 32767.5 - 1).expand(3, -1, -1).contiguous()

@@ -5,9 +5,12 @@ import importlib
 import inspect
 import re
 
+from lightning_styles.signatures import parameters_of
+
 # Lines that say how Union types were tried; what matters stands in the lines between them.
 NOISE = re.compile(
     r"Does not validate against any of the Union|Subtypes:|Errors:|Expected a <class 'NoneType'>|usage:|tip:"
+    r"|Subclass types expect one of|a class path \(str\)|a dict with"
     r"|Given value|Expected a path but .* either not accessible or invalid$"
 )
 REWORD = (
@@ -34,7 +37,7 @@ def shorten(message: str) -> str:
         for pattern, replacement in REWORD:
             text = pattern.sub(replacement, text)
         text = text.removesuffix(", got ")
-        if not parts or parts[-1] != text:
+        if text not in parts:
             parts.append(text)
     given = GIVEN.search(message)
     if given and "expected" in parts[-1] and ", got " not in parts[-1]:
@@ -52,7 +55,7 @@ def hints(message: str, keys: list[str]) -> list[str]:
     class_path = next((m.group(1) or m.group(2) for m in CLASS_PATH.finditer(message)), "")
     found = []
     for word in dict.fromkeys(UNKNOWN_ARGUMENT.findall(message)):
-        found += _closest(word, _arguments_of(class_path))
+        found += _closest(word, [name for name in _arguments_of(class_path) if name != word])
     for match in UNKNOWN_KEY.finditer(message):
         found += _closest(match.group(1) or match.group(2), keys)
     if lacking := LACKING.search(message):
@@ -71,20 +74,12 @@ def _closest(word: str, candidates: list[str]) -> list[str]:
 
 
 def _arguments_of(class_path: str) -> list[str]:
-    """Names of the arguments of a class and of the classes that it hands its keywords on to."""
+    """Names of the arguments of a class; none where there is no such class."""
     module, _, name = class_path.rpartition(".")
     try:
-        cls = getattr(importlib.import_module(module), name)
+        return list(parameters_of(getattr(importlib.import_module(module), name)))
     except (ImportError, AttributeError, ValueError):
         return []
-    names: dict[str, None] = {}
-    for base in inspect.getmro(cls):
-        if "__init__" in vars(base) and base is not object:
-            parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
-            names |= {p.name: None for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-                break
-    return list(names)
 
 
 def _class_hints(class_path: str) -> list[str]:
@@ -95,5 +90,5 @@ def _class_hints(class_path: str) -> list[str]:
         names = [n for n, value in vars(importlib.import_module(module)).items() if inspect.isclass(value)]
     except ImportError as error:
         return [f"'{module}' cannot be imported: {error}."]
-    close = difflib.get_close_matches(name, names, n=1)
+    close = [] if name in names else difflib.get_close_matches(name, names, n=1)
     return [f"'{class_path}': did you mean '{module}.{close[0]}'?"] if close else []

@@ -18,11 +18,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles import noise
-from lightning_styles.errors import SharedError, UserError
+from lightning_styles.batches import Needs
+from lightning_styles.checkpoint_fields import CHECKPOINT_KEY, check_optimizers
+from lightning_styles.errors import SharedError, UserError, at_least
 from lightning_styles.nonfinite import NonFinite, bad_tensors, became_nonfinite, way_out
 from lightning_styles.precision import frozen_dtype, keep_trained_in_float32
 
-CHECKPOINT_KEY = "lightning_styles"
 log = logging.getLogger(__name__)
 
 
@@ -48,6 +49,7 @@ class StyleModule(L.LightningModule):
         iteration: the current iteration, 0-based; constant during a training step.
         base_models: name of each frozen base -> sha256, stored in checkpoints instead of the weights.
         finished: names of pictures that `predict` may skip because their result is already written.
+        terms: weights of the loss terms in use, which `fit` tells.
         stops_at_nonfinite: whether a NaN or infinite loss ends the run; a callback may take that over.
     """
 
@@ -62,8 +64,8 @@ class StyleModule(L.LightningModule):
         metrics: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
-        if iterations < 1:
-            raise UserError(f"iterations is {iterations}; it must be at least 1.")
+        at_least(1, iterations=iterations)
+        at_least(0, clip_norm=clip_norm)
         self.automatic_optimization = False
         self.strict_loading = False  # frozen bases are not in checkpoints; on_load_checkpoint checks the rest strictly
         self.iterations = iterations
@@ -74,8 +76,10 @@ class StyleModule(L.LightningModule):
         self.base_models: dict[str, str] = {}
         self.finished: set[str] = set()
         self.stops_at_nonfinite = True
+        self.terms: dict[str, float] = {}
         self._nonfinite = NonFinite()
         self._optimizer_index: dict[str, int] = {}
+        self._resumed: dict[str, Any] | None = None  # the checkpoint, until its optimizers are looked at
         self._alone: dict[str, tuple[Optimizer, LambdaLR | None]] | None = None
 
     @property
@@ -87,7 +91,9 @@ class StyleModule(L.LightningModule):
 
     formats: ClassVar[dict[str, str]] = {}  # what `export` can write -> the file's or folder's usual name
     fit_only: ClassVar[tuple[str, ...]] = ()  # settings whose files fit reads, and no command on a trained method
+    folders: ClassVar[tuple[str, ...]] = ()  # settings that name folders it writes to
     reads: ClassVar[tuple[str, ...]] = ()  # class paths of methods whose checkpoints it takes in all commands but fit
+    needs: ClassVar[dict[str, tuple[Needs, ...]]] = {}  # command -> what it reads of its data, the one or the other
     trained_first: ClassVar[bool] = False  # all commands but fit and prepare need a checkpoint
     own_size: ClassVar[bool] = False  # `stylize` leaves photos as large as they are
 
@@ -103,9 +109,18 @@ class StyleModule(L.LightningModule):
         """Named columns of pictures, (B, 3, H, W) in [-1, 1], that show the state of the run."""
         return {}
 
+    def result_name(self, name: str) -> str:
+        """What `predict` calls the result of the picture `name`."""
+        return name
+
     def export(self, path: Path, layout: str) -> None:
         """Write what was trained to the file or folder `path`, in a layout that is a key of `formats`."""
         raise NotImplementedError
+
+    def summary_lines(self) -> list[str]:
+        """What to tell the user when a command begins."""
+        weights = ", ".join(f"{name} {weight:g}" for name, weight in self.terms.items())
+        return [f"Weights: {weights}"] if weights else []
 
     def closing_lines(self) -> list[str]:
         """What to tell the user when a command ends: where results are and what to run next."""
@@ -114,7 +129,7 @@ class StyleModule(L.LightningModule):
     @classmethod
     def required_models(cls, init_args: dict[str, Any]) -> list[tuple[str, str]]:
         """(name or path, kind) of every pretrained file that a run with `init_args` reads."""
-        from lightning_styles.metrics.evaluation import required_models
+        from lightning_styles.metrics.networks import required_models
 
         return required_models(init_args.get("metrics") or {})
 
@@ -123,9 +138,9 @@ class StyleModule(L.LightningModule):
         """The device of the run, known before the networks move there; the CPU outside of a trainer."""
         return torch.device("cpu") if self._trainer is None else self.trainer.strategy.root_device
 
-    def frozen_dtype(self, precision: str) -> torch.dtype:
+    def frozen_dtype(self, precision: str, half: torch.dtype = torch.bfloat16) -> torch.dtype:
         """Precision of frozen weights in this run, see `precision.frozen_dtype`."""
-        return frozen_dtype(precision, self._trainer)
+        return frozen_dtype(precision, self._trainer, half)
 
     def setup(self, stage: str) -> None:
         keep_trained_in_float32(self.trainer)
@@ -137,6 +152,9 @@ class StyleModule(L.LightningModule):
         self._optimizer_index = {name: i for i, name in enumerate(named)}
         self._schedulers = {name: scheduler for name, (_, scheduler) in named.items() if scheduler is not None}
         schedulers = [{"scheduler": s, "name": f"lr/{name}"} for name, s in self._schedulers.items()]
+        if self._resumed is not None:
+            check_optimizers(self._resumed, named)
+            self._resumed = None
         return [optimizer for optimizer, _ in named.values()], schedulers
 
     def optimize(self, name: str, loss: Tensor, gradient: Tensor | None = None, *, ends_iteration: bool = True) -> None:
@@ -252,7 +270,8 @@ class StyleModule(L.LightningModule):
         """Measure what `predict` makes of a batch against its source and, where known, its exact twin."""
         if self.evaluations:
             predicted = self.predict_step(batch, batch_idx)
-            self.evaluation.update(torch.stack(predicted["image"]), batch["image"], batch.get("twin"))
+            results = torch.stack(predicted["image"]).clamp(-1, 1)  # as they are written
+            self.evaluation.update(results, batch["image"], batch.get("twin"))
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """As `test_step`."""
@@ -315,7 +334,9 @@ class StyleModule(L.LightningModule):
                     "use the base of the checkpoint or start a new run."
                 )
         check_same_architecture(checkpoint["state_dict"], self.state_dict())
+        check_finite(checkpoint["state_dict"])
         if self._trainer is not None and self.trainer.state.fn == "fit":
+            self._resumed = checkpoint
             self._compare_data_layout(saved)
 
     def _data_layout(self) -> dict[str, Any]:
@@ -329,6 +350,12 @@ class StyleModule(L.LightningModule):
         if before != now and self.trainer.is_global_zero:
             was, is_ = (f"batch {x['batch_size']} on {x['world_size']} device(s)" for x in (before, now))
             log.warning("The order of the data changes: the checkpoint had %s, this run has %s.", was, is_)
+
+
+def check_finite(saved: dict[str, Tensor]) -> None:
+    """Raise UserError naming the first tensor with NaN or infinite values."""
+    if bad := [name for name, tensor in saved.items() if not torch.isfinite(tensor).all()]:
+        raise UserError(f"The checkpoint holds NaN or infinite values, first in {bad[0]}; use another one.")
 
 
 def check_same_architecture(saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:

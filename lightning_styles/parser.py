@@ -1,22 +1,28 @@
 """The config parser: layered YAML files and flags, with errors of a few lines instead of a usage page."""
 
 import difflib
+import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ActionConfigFile, Namespace, set_parsing_settings
+from jsonargparse import set_dumper, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_styles.errors import UserError
 from lightning_styles.files import places
+from lightning_styles.long_lists import make_linear
 from lightning_styles.messages import hints, shorten
 
 MOST_VALUES = 100_000  # in one config file
 
 # `${vars.x}` in a file means the root of that file although the tree hangs below `fit` in the parser.
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+make_linear()
+# What it reads is counted before, in `read_config`; a folder's pictures as a list are more than its own limit.
+os.environ.setdefault("OMEGACONF_MAX_YAML_EXPANDED_NODES", str(10 * MOST_VALUES))
 
 
 def find_config(path: str) -> Path:
@@ -29,8 +35,11 @@ def find_config(path: str) -> Path:
     for place in possible:
         if place.is_file():
             return place
+    if given.exists():
+        kind = "a folder" if given.is_dir() else "no regular file"
+        raise UserError(f"There is no config file {path}: that is {kind}; name a YAML file with --config.")
     folder = next((place.parent for place in possible if place.parent.is_dir()), None)
-    names = sorted(file.name for file in folder.glob("*.yaml")) if folder else []
+    names = sorted(file.name for file in folder.glob("*.yaml") if file.is_file()) if folder else []
     close = difflib.get_close_matches(given.name, names, n=1)
     hint = f"did you mean {given.parent / close[0]}?" if close else "check the path given with --config."
     raise UserError(f"There is no config file {path}: {hint}")
@@ -77,24 +86,20 @@ def users_mistake(error: BaseException | None) -> UserError | FileNotFoundError 
     return error
 
 
-class ConfigFile(ActionConfigFile):
-    """`--config`: what a later file does to an earlier one.
+class Quoting(yaml.SafeDumper):
+    """Writes YAML with quotes around text, such as 1e3, that the parser would read as a number."""
 
-    A list replaces the earlier list with nothing left of the old entries: left alone, an entry of the same class at
-    the same place would keep the first file's init_args. `vars` keep those that the later file does not name.
-    """
 
-    @staticmethod
-    def apply_config(parser: Any, cfg: Namespace, dest: str, value: str) -> None:
-        content = read_config(find_config(value))
-        trainer = content.get("trainer")
-        for key, entry in trainer.items() if isinstance(trainer, dict) else ():
-            if isinstance(entry, list) and cfg.get(f"trainer.{key}"):
-                cfg[f"trainer.{key}"] = None
-        before = cfg.get("vars")
-        ActionConfigFile.apply_config(parser, cfg, dest, str(find_config(value)))
-        if before and isinstance(content.get("vars"), dict):
-            cfg["vars"] = {**before, **cfg["vars"]}
+# YAML 1.1 has no number without a point before its exponent; jsonargparse and OmegaConf read such.
+Quoting.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[\d_.]+[eE][-+]?\d+"), list("-+.0123456789"))
+
+
+def dump(tree: Any) -> str:
+    """YAML that the parser reads as exactly these values."""
+    return yaml.dump(tree, Dumper=Quoting, sort_keys=False, allow_unicode=True)
+
+
+set_dumper("yaml", dump)
 
 
 class StylesParser(LightningArgumentParser):

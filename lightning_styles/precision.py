@@ -1,4 +1,4 @@
-"""`trainer.precision: bf16-true` for methods that train little on top of much that is frozen."""
+"""Precision of what is frozen, and `trainer.precision: bf16-true` for methods that train little on top of it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +9,10 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
 from torch import nn
+
+# Factor on a loss whose gradient goes back through float16 networks: what is smaller than 6e-8 there is lost. It is a
+# power of two, and Adam's eps takes it too, so that the steps are those of the loss itself (arXiv 1710.03740, 3.2).
+LOSS_SCALE = 2.0**14
 
 
 class FrozenHalfPrecision(MixedPrecision):
@@ -46,8 +50,11 @@ def keep_trained_in_float32(trainer: L.Trainer) -> None:
         trainer.strategy.precision_plugin = FrozenHalfPrecision(plugin.precision, device)
 
 
-def frozen_dtype(precision: str, trainer: L.Trainer | None) -> torch.dtype:
-    """Precision of frozen weights by name; "auto" is bfloat16 on a GPU and float32 elsewhere.
+def frozen_dtype(precision: str, trainer: L.Trainer | None, half: torch.dtype = torch.bfloat16) -> torch.dtype:
+    """Precision of frozen weights by name; "auto" is `half` on a GPU and float32 elsewhere.
+
+    `half` is float16 for networks whose predictions are compared, which it rounds an eighth as much as bfloat16; it is
+    bfloat16, which has the range of float32, for those whose gradients are not kept in range by `LOSS_SCALE`.
 
     Under `bf16-true` and `16-true` all frozen weights are cast, so it is theirs whatever the name: networks that runs
     share are then loaded in that precision, not cast where others use them.
@@ -56,5 +63,5 @@ def frozen_dtype(precision: str, trainer: L.Trainer | None) -> torch.dtype:
         return plugin.dtype
     if precision == "auto":
         on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
-        precision = "bfloat16" if on_gpu else "float32"
+        return half if on_gpu else torch.float32
     return getattr(torch, precision)

@@ -10,7 +10,7 @@ from lightning_styles.files import existing
 
 
 class RequiredFile(NamedTuple):
-    """One pretrained file; `path` is None when it is missing and `mend` then says what to do.
+    """One pretrained file; `path` is None when it is missing or of no use, and `mend` then says what to do.
 
     `about` is its size, source and licence.
     """
@@ -55,29 +55,38 @@ def import_class(class_path: str) -> type:
         raise UserError(f"The class {class_path} cannot be imported: {error}.") from error
 
 
-def required_files(config: dict[str, Any], command: str = "fit") -> list[RequiredFile]:
-    """Locate what the model, the data and the callbacks of a config say they read.
+def required_files(config: dict[str, Any], command: str = "check") -> list[RequiredFile]:
+    """Locate what the model, the data and the callbacks of a config say they read, and look into its headers.
 
     Args:
         config: plain values with class_path and init_args under `model`, `data` and `trainer.callbacks`.
-        command: what is to run; settings that a class names in `fit_only` count for fit and prepare alone.
+        command: what is to run; settings that a class names in `fit_only` count for fit and prepare alone, and
+            `metrics` where something is measured. check wants them all.
     """
     from lightning_styles.pretrained import describe, locate
+    from lightning_styles.pretrained.headers import check_header
 
+    measured = command not in ("predict", "prepare") and not (command == "fit" and _without_validation(config))
     parts = [config.get("model"), config.get("data"), *((config.get("trainer") or {}).get("callbacks") or [])]
     found: dict[tuple[str, str], RequiredFile] = {}
     for part in parts:
         owner = import_class(part["class_path"]) if part else None
-        unread = () if command in ("fit", "prepare") else getattr(owner, "fit_only", ())
+        unread = () if command in ("check", "fit", "prepare") else getattr(owner, "fit_only", ())
+        unread = unread if measured else (*unread, "metrics")
         settings = {key: value for key, value in ((part or {}).get("init_args") or {}).items() if key not in unread}
         ask = getattr(owner, "required_models", None)
         for name, kind in ask(settings) if ask else ():
             try:
                 path = existing(name) if kind == "file" else Path(locate(name, kind))
+                check_header(path, kind)
                 found[name, kind] = RequiredFile(name, kind, path, "", describe(name, path))
             except UserError as error:
                 found[name, kind] = RequiredFile(name, kind, None, str(error))
     return list(found.values())
+
+
+def _without_validation(config: dict[str, Any]) -> bool:
+    return (config.get("trainer") or {}).get("limit_val_batches") == 0
 
 
 def missing_files(config: dict[str, Any], command: str = "fit") -> list[str]:

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+from lightning_styles.checkpoint_fields import CHECKPOINT_KEY, check_fields
 from lightning_styles.errors import UserError
 from lightning_styles.files import check_archive
 from lightning_styles.launches import trained_last
+from lightning_styles.parser import read_config
+from lightning_styles.reading import expect
 
 log = logging.getLogger(__name__)
 ROOT = "runs"
+LIGHTNINGS = ("state_dict", "pytorch-lightning_version")  # fields by which a checkpoint of Lightning is known
 NO_CHECKPOINT = "{} cannot be read as a checkpoint; it may be cut short or of another kind. Use another one."
 RUN_FOLDER = re.compile(r"(?:version|job|validate|test|predict|prepare)_\d+")
 
@@ -120,7 +123,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Open a checkpoint lazily and without running any code from it.
 
     Raises:
-        UserError: when it is no checkpoint, cut short, damaged, or holds more than tensors and plain values.
+        UserError: when it is no checkpoint, cut short, damaged, holds more than tensors and plain values, or other
+            fields than `fit` writes.
     """
     if path.suffix == ".safetensors":  # torch.load would hand it to another reader
         raise UserError(NO_CHECKPOINT.format(path))
@@ -133,8 +137,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise UserError(NO_CHECKPOINT.format(path)) from error
-    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= {"state_dict", "pytorch-lightning_version"}:
-        raise UserError(f"{path} is not a training checkpoint; expected one that `fit` wrote.")
+    lacking = [name for name in LIGHTNINGS if not isinstance(checkpoint, dict) or name not in checkpoint]
+    if lacking:
+        raise UserError(
+            f"{path} is not a training checkpoint; expected one that `fit` wrote, with {' and '.join(lacking)}."
+        )
+    check_fields(checkpoint, path)
     return checkpoint
 
 
@@ -157,13 +165,28 @@ def flatten(tree: Any, key: str = "") -> dict[str, Any]:
     return leaves
 
 
+def recorded(file: Path) -> dict[str, Any]:
+    """The settings that a run keeps beside its checkpoints.
+
+    Raises:
+        UserError: the file was changed into something else.
+    """
+    mend = "remove it to go on without comparing the settings"
+    try:
+        settings = read_config(file)
+    except UserError as error:
+        raise UserError(f"{error} It says what the run was started with; {mend}.") from error
+    expect(settings, {"model?": dict | None, "data?": dict | None, "trainer?": dict | None}, file, mend)
+    return settings
+
+
 def remembered(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     """The settings of a run: from the config in its folder, the model's from the checkpoint itself."""
     settings: dict[str, Any] = {}
     folder = run_folder_of(path)
     if folder and (folder / "config.yaml").is_file():
-        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    own = checkpoint.get("lightning_styles")
+        settings = recorded(folder / "config.yaml")
+    own = checkpoint.get(CHECKPOINT_KEY)
     if own:
         init_args = {key: value for key, value in own["init_args"].items() if not key.startswith("_")}
         settings["model"] = {"class_path": own["class_path"], "init_args": init_args}

@@ -1,1 +1,1 @@
-"""A package, so that no other distribution with a folder of this name, such as torch-fidelity, hides it."""
+"""The tests; without this file a package of the same name, which torch-fidelity installs, would hide them."""

@@ -1,11 +1,13 @@
-"""The single-file layout of Stable Diffusion 1.x, with the names of the original training code, from a folder."""
+"""The single-file layout of Stable Diffusion 1.x and XL, with the names of the original code, from a folder."""
 
 import re
 from pathlib import Path
 
+import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
-from transformers import CLIPTextModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 RESNET = {
     "norm1": "in_layers.0",
@@ -18,9 +20,21 @@ RESNET = {
 OUTSIDE = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+}
+OPEN_CLIP = {
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "embeddings.token_embedding": "token_embedding",
+    "final_layer_norm": "ln_final",
+    "encoder.layers": "transformer.resblocks",
+    "layer_norm": "ln_",
+    "self_attn": "attn",
+    "fc1": "c_fc",
+    "fc2": "c_proj",
 }
 ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
@@ -66,6 +80,28 @@ def vae_key(key: str, levels: int) -> str:
     return key.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
 
 
+def open_clip_state(text: CLIPTextModelWithProjection) -> dict[str, Tensor]:
+    """A text encoder as open_clip names it: queries, keys and values are one matrix, the projection lies across."""
+    state = {key.removeprefix("text_model."): value for key, value in text.state_dict().items()}
+    result = {"text_projection": state.pop("text_projection.weight").T}
+    for key, value in state.items():
+        for ours, theirs in OPEN_CLIP.items():
+            key = key.replace(ours, theirs)
+        if "_proj." not in key or "out_proj" in key or "c_proj" in key:
+            result[key] = value
+        elif "q_proj" in key:
+            layer, kind = key.split(".q_proj.")
+            parts = [
+                state[
+                    f"{layer.replace('transformer.resblocks', 'encoder.layers')}.".replace(".attn.", ".self_attn.")
+                    + f"{x}_proj.{kind}"
+                ]
+                for x in "qkv"
+            ]
+            result[f"{layer}.in_proj_{kind}"] = torch.cat(parts)
+    return result
+
+
 def write_single_file(folder: Path, path: Path) -> None:
     """Write the base in `folder` as one file."""
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
@@ -79,6 +115,11 @@ def write_single_file(folder: Path, path: Path) -> None:
         name = vae_key(key, levels)
         square = ".attn_1." in name and value.ndim == 2  # 1 x 1 convolutions there
         state[f"first_stage_model.{name}"] = value[..., None, None] if square else value
+    is_xl = (folder / "text_encoder_2").is_dir()
+    prefix = "conditioner.embedders.0" if is_xl else "cond_stage_model"
     for key, value in text.state_dict().items():
-        state[f"cond_stage_model.transformer.text_model.{key.removeprefix('text_model.')}"] = value
+        state[f"{prefix}.transformer.text_model.{key.removeprefix('text_model.')}"] = value
+    if is_xl:
+        second = CLIPTextModelWithProjection.from_pretrained(folder, subfolder="text_encoder_2")
+        state |= {f"conditioner.embedders.1.model.{key}": value for key, value in open_clip_state(second).items()}
     save_file({key: value.contiguous() for key, value in state.items()}, path)

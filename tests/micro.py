@@ -3,10 +3,11 @@
 Test modules that use the fixtures say `pytest_plugins = ["tests.micro"]`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning as L
@@ -21,7 +22,9 @@ from lightning_styles.pretraining.tokenizer import train_clip_tokenizer
 
 WIDTH = 16  # of the text embedding
 CAPTIONS = ["a photo of a woman with long red hair", "cartoon style, turn into a drawing"]
-TEXT_LAYER = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+TEXT = {"lora_te": WIDTH}  # what kohya calls a text encoder, and its width
+TEXT_XL = {"lora_te1": 16, "lora_te2": 8}
+TEXT_LAYER = "text_model_encoder_layers_0_self_attn_q_proj"
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class Micro:
         return self._once("lora_xl.safetensors", write_lora, unet=make_unet_xl)
 
     @cached_property
+    def lora_xl_with_text(self) -> str:
+        """The same with one layer of each of the two text encoders."""
+        return self._once("lora_xl_with_text.safetensors", write_lora, text=TEXT_XL, unet=make_unet_xl)
+
+    @cached_property
     def lora(self) -> str:
         """A style LoRA for the UNet, kohya layout, rank 4, alpha 2."""
         return self._once("lora.safetensors", write_lora)
@@ -66,7 +74,7 @@ class Micro:
     @cached_property
     def lora_with_text(self) -> str:
         """The same with one layer of the text encoder."""
-        return self._once("lora_with_text.safetensors", write_lora, text=True)
+        return self._once("lora_with_text.safetensors", write_lora, text=TEXT)
 
     def _once(self, name: str, write: Callable[..., str], **settings: Any) -> str:
         path = self.folder / name
@@ -187,9 +195,13 @@ def write_tokenizer(folder: Path, width: int, layers: int = 1) -> Any:
 
 
 def write_lora(
-    file: Path, rank: int = 4, alpha: float = 2.0, text: bool = False, unet: Callable[[], Any] = make_unet
+    file: Path,
+    rank: int = 4,
+    alpha: float = 2.0,
+    text: Mapping[str, int] = MappingProxyType({}),
+    unet: Callable[[], Any] = make_unet,
 ) -> str:
-    """Write a LoRA with random weights on the attention of a UNet, with `text` on the text encoder too."""
+    """Write a LoRA with random weights on the attention of a UNet and on one layer of every encoder of `text`."""
     from safetensors.torch import load_file, save_file
 
     network = unet()
@@ -198,10 +210,10 @@ def write_lora(
     for parameter in adapter_parameters(network, STYLE).values():
         parameter.data = torch.randn(parameter.shape, generator=generator)
     save_lora(network, file, "kohya")
-    if text:
-        down, up = torch.randn(rank, WIDTH, generator=generator), torch.randn(WIDTH, rank, generator=generator)
+    for name, width in text.items():
+        down, up = torch.randn(rank, width, generator=generator), torch.randn(width, rank, generator=generator)
         layer = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(alpha)}
-        save_file(load_file(file) | {f"{TEXT_LAYER}.{key}": value for key, value in layer.items()}, file)
+        save_file(load_file(file) | {f"{name}_{TEXT_LAYER}.{key}": value for key, value in layer.items()}, file)
     return str(file)
 
 

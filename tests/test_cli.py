@@ -63,8 +63,10 @@ def test_a_later_file_changes_what_refers_to_its_variables() -> None:
 
 
 def test_a_later_file_keeps_the_variables_that_it_does_not_name() -> None:
-    config = parse_only(toy("--config", write("two.yaml", {"vars": {"lr": 0.125, "new": [1, 2]}})))
-    assert config["vars"] == {"lr": 0.125, "n": 4, "new": [1, 2]}
+    two = {"vars": {"lr": 0.125, "new": 5}, "model": {"init_args": {"size": "${vars.new}"}}}
+    config = parse_only(toy("--config", write("two.yaml", two)))
+    assert config["vars"] == {"lr": 0.125, "n": 4, "new": 5}
+    assert config["model"]["init_args"]["size"] == 5
     assert config["trainer"]["max_steps"] == 4
 
 
@@ -79,6 +81,27 @@ def test_a_later_list_of_callbacks_keeps_nothing_of_the_earlier() -> None:
 def test_callbacks_can_be_appended() -> None:
     config = parse_only(toy("--trainer.callbacks+=tests.toys.Greeter", "--trainer.callbacks.message", "second"))
     assert [entry["init_args"]["message"] for entry in config["trainer"]["callbacks"]] == ["first", "second"]
+
+
+def test_a_callback_may_be_appended_before_the_config() -> None:
+    words = ["--trainer.callbacks+=tests.toys.Greeter", "--trainer.callbacks.message", "second"]
+    config = parse_only(["fit", *words, "--config", "configs/tiny/toy.yaml"])
+    assert [entry["init_args"]["message"] for entry in config["trainer"]["callbacks"]] == ["first", "second"]
+
+
+def test_one_callback_is_a_list_of_one() -> None:
+    one = {"class_path": "tests.toys.Greeter", "init_args": {"message": "alone"}}
+    config = parse_only(toy("--config", write("two.yaml", {"trainer": {"callbacks": one}})))
+    assert config["trainer"]["callbacks"] == [{**one, "init_args": {"message": "alone", "every": 1}}]
+
+
+@pytest.mark.parametrize("text", ["1e3", "null", "#x", "- x", "[1]", "1.5e-3", "on", "'q\""])
+def test_a_text_survives_parsing_saving_and_parsing_again(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(toy("--model.base", text, "--print_config")) == 0
+    printed = write("printed.yaml", capsys.readouterr().out)
+    for words in (toy("--model.init_args.base", text), ["fit", "--config", printed]):
+        base = parse_only(words)["model"]["init_args"]["base"]
+        assert base == (None if text == "null" else text)  # null is None where that is possible
 
 
 def test_printed_config_runs_again_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
@@ -311,7 +334,10 @@ def test_prepare_runs_the_methods_own_or_says_there_is_none(capsys: pytest.Captu
     assert main(toy(command="prepare")) == 0
     assert capsys.readouterr().out.startswith("ToyStyle has nothing to prepare: run fit.\n")
     assert main(toy("--model.class_path", "tests.toys.Preparing", command="prepare")) == 0
-    assert capsys.readouterr().out.startswith("prepared with ToyData\n")
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "model: tests.toys.Preparing in the place of tests.toys.ToyStyle keeps learning_rate of the earlier settings.",
+        "prepared with ToyData",
+    ]
 
 
 def test_interrupting_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,6 +101,30 @@ def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert text.startswith("no-such-package is not installed: run pip install")
 
 
+@pytest.mark.parametrize(
+    ("versions", "expected"),
+    [
+        ({"torchao": "0.14.1"}, "torchao 0.14.1 is installed, with which peft adds no LoRA: run pip install"),
+        ({"tensorboard": "2.20.0", "setuptools": "82.0.1"}, "tensorboard 2.20.0 does not start with setuptools 82"),
+        ({"tensorboard": "2.20.0", "setuptools": "81.0"}, None),
+        ({"torchao": "0.16.0", "tensorboard": "2.21.0", "setuptools": "84"}, None),
+        ({}, None),
+    ],
+)
+def test_packages_that_break_others(
+    versions: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(package: str) -> str:
+        if package not in versions:
+            raise check.importlib.metadata.PackageNotFoundError(package)
+        return versions[package]
+
+    monkeypatch.setattr(check.importlib.metadata, "version", version)
+    report = check.neighbours()
+    assert [good for good, _ in report] == ([] if expected is None else [False])
+    assert expected is None or report[0][1].startswith(expected)
+
+
 # ---- convert
 
 

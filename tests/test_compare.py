@@ -16,8 +16,9 @@ from torch import Tensor
 
 from callbacks.interruption import Interrupted
 from lightning_styles.__main__ import main
-from lightning_styles.commands.compare_rows import Axes, listed, merged, nested, read_rows
-from lightning_styles.commands.compare_table import by_strength
+from lightning_styles.cli import parse_only
+from lightning_styles.commands.compare_rows import Axes, listed, merged, nested, read_rows, resolve
+from lightning_styles.commands.compare_table import by_strength, difference_lines, differences
 from lightning_styles.commands.pareto import Curve, axis_name, curves
 from lightning_styles.errors import UserError
 from lightning_styles.parser import find_config
@@ -109,6 +110,21 @@ def test_finished_rows_run_again_only_when_something_changed() -> None:
     assert runs() == [0.5, 0.25, 0.75, 0.75, 0.25]
 
 
+def test_a_result_that_was_changed_is_made_again(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compare", "table.yaml", "--rows", "a"]
+    assert main(command) == 0
+    (file,) = Path("runs/table/rows").glob("a_*.json")
+    result = json.loads(file.read_text())
+    for text, says in (("[3", "is no JSON"), (json.dumps(result | {"metrics": 3}), "metrics is 3, expected a mapping")):
+        file.write_text(text)
+        capsys.readouterr()
+        assert main(command) == 0
+        assert f"row a runs again: {file}" in (out := capsys.readouterr().out)
+        assert says in out
+    assert json.loads(file.read_text())["metrics"] == result["metrics"]
+    assert runs() == [0.5] * 3
+
+
 class Curved(Scored):
     """Scores at two strengths, of which the second is listed first."""
 
@@ -138,14 +154,17 @@ def test_every_row_is_repeated_and_the_table_has_means_and_curves() -> None:
     a, b = json.loads(Path("out/table.json").read_text())["rows"]
     assert a["metrics"]["score"] == 0.25
     assert a["metrics"]["n"] == 1.5  # so the repetitions set vars
-    assert a["standard_error"]["score"] == pytest.approx(0.125)  # |0.375 - 0.125| / 2
+    assert a["half_width"]["score"] == pytest.approx(12.7062 * 0.125, rel=1e-4)  # t of one degree, |0.375 - 0.125| / 2
     assert [run["metrics"]["score"] for run in a["repeats"].values()] == [0.125, 0.375]
     assert b["metrics"]["score@10"] == 2.5
     assert Path(b["repeats"]["three"]["folder"]).is_relative_to("out/b/three")
     lines = Path("out/table.md").read_text().splitlines()
     assert lines[0] == "| row | score | n | loss | runs | seconds |"
-    assert lines[2].startswith("| as it is | 0.25 | 1.5 | ")
-    assert lines[4:6] == ["| b, strength 2.5 | 0.625 | - | - |  |  |", "| b, strength 10 | 2.5 | - | - |  |  |"]
+    assert lines[2].startswith("| as it is | 0.25 +- 1.6 | 1.5 +- 6.4 | ")
+    assert lines[4:6] == [
+        "| b, strength 2.5 | 0.625 +- 4 | - | - |  |  |",
+        "| b, strength 10 | 2.5 +- 16 | - | - |  |  |",
+    ]
 
 
 def test_a_failed_repetition_leaves_the_mean_of_the_others_and_is_run_again() -> None:
@@ -155,7 +174,7 @@ def test_a_failed_repetition_leaves_the_mean_of_the_others_and_is_run_again() ->
         assert main(["compare", "table.yaml"]) == 1
     assert runs() == [0.5, 0.5, 0.5]
     (row,) = json.loads(Path("runs/table/table.json").read_text())["rows"]
-    assert (row["done"], row["metrics"]["score"], row["standard_error"]["score"]) == (1, 0.5, None)
+    assert (row["done"], row["metrics"]["score"], row["half_width"]["score"]) == (1, 0.5, None)
     assert row["repeats"]["bad"] == {"error": "told to fail."}
     assert "| a | 0.5 | 2 | " in Path("runs/table/table.md").read_text()
     assert "| 1 of 2 | " in Path("runs/table/table.md").read_text()
@@ -354,6 +373,34 @@ def test_metrics_by_strength_and_the_curves_of_the_plot() -> None:
     assert axis_name("dreamsim_diversity") == "dreamsim_diversity (higher is better)"
 
 
+def test_rows_are_compared_where_their_curves_meet() -> None:
+    """y minus that of the first row at the same x, in each repetition; what lies beyond its curve is left out."""
+    axes = Axes("content", "twin")
+
+    def run(*places: tuple[float, float]) -> dict[str, Any]:
+        return {"metrics": {f"{name}@{i}": v for i, place in enumerate(places) for name, v in zip(axes, place)}}  # noqa: B905
+
+    straight, steep = run((0.0, 1.0), (1.0, 2.0), (3.0, 4.0)), run((0.0, 1.0), (1.0, 3.0), (2.0, 5.0))  # 1 + x, 1 + 2 x
+    table = [
+        {"label": "first", "repeats": {"a": straight, "b": steep, "c": {}}},
+        {
+            "label": "second",
+            "repeats": {"a": run((0.5, 1.0), (2.0, 2.0), (9.0, 9.0)), "b": run((0.5, 3.0)), "c": straight},
+        },
+        {"label": "beyond", "repeats": {"a": run((4.0, 4.0)), "b": {}, "c": {}}},
+    ]
+    (found,) = differences(table, axes)
+    assert (found["label"], found["runs"]) == ("second", 2)
+    assert found["mean"] == pytest.approx(((-0.5 - 1.0) / 2 + 1.0) / 2)
+    assert found["half_width"] == pytest.approx(12.7062 * (1.0 + 0.75) / 2, rel=1e-4)
+    assert difference_lines(table, [found], axes)[1:] == [
+        "| row | twin minus that of first at the same content | runs |",
+        "|---|---:|---:|",
+        "| second | +0.125 +- 11 | 2 |",
+    ]
+    assert differences([{"label": "alone", **straight}], axes) == []
+
+
 def test_rows_of_the_shipped_comparison(tmp_path: Path) -> None:
     rows = read_rows(find_config("configs/tiny/compare_sms.yaml"), tmp_path, [], [])
     assert len(rows) == 17
@@ -362,3 +409,20 @@ def test_rows_of_the_shipped_comparison(tmp_path: Path) -> None:
     assert [by_name[name]["strength"] for name in ("nothing", "sdedit_0.7")] == [0, 0.7]
     assert by_name["no_relevance"]["relevance"] is False
     assert by_name["sms"].keys() == {"metrics"}
+
+
+def test_rows_of_the_shipped_pairs_say_where_the_style_comes_in(tmp_path: Path) -> None:
+    """Under guidance and under the LoRA's scale at the same step (arXiv 2405.01536, section 3.3)."""
+    expected = {
+        "pair_scale/sketch_animal": ("scale", 800),
+        "pair_whole/sketch_animal": ("guidance", None),
+        "pair_scale_whole/sketch_animal": ("scale", None),
+        "slider_scale/sketch_animal": ("scale", 800),
+    }
+    rows = read_rows(find_config("configs/tiny/compare_pair.yaml"), tmp_path, [], [])
+    found = {}
+    for row in (row for row in rows if row.name in expected):
+        resolve(row)
+        method = parse_only(["test", *row.arguments])["model"]["init_args"]
+        found[row.name] = method["mode"], method["style_start"]
+    assert found == expected

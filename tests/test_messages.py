@@ -41,3 +41,17 @@ def test_a_bare_class_name_asks_for_the_import_path() -> None:
 def test_arguments_of_parents_count_only_when_keywords_are_handed_on() -> None:
     message = "Problem with given class_path 'tests.toys.ToyPainter':\n  Option 'learning_rate' is not accepted"
     assert hints(message, []) == ["'learning_rate' is not among shift, base."]
+
+
+def test_no_hint_repeats_what_was_given() -> None:
+    assert hints("Problem with given class_path 'tests.toys.ToyStyle':\n  'x' has no attribute 'keys'", []) == []
+    message = "Problem with given class_path 'tests.toys.ToyStyle':\n  Option 'size' is not accepted"
+    assert "'size'" not in "".join(hints(message, [])).partition(":")[2]
+
+
+def test_alternatives_are_said_once() -> None:
+    line = "    - Not a valid subclass of Callback\n    Subclass types expect one of:\n    - a class path (str)\n"
+    assert (
+        shorten(f'Parser key "trainer.callbacks":\n{line}{line}')
+        == "trainer.callbacks: Not a valid subclass of Callback"
+    )

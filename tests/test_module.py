@@ -1,5 +1,6 @@
 """StyleModule: one clock, counter-based noise, lean checkpoints, exact resume."""
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,39 @@ from datamodules.sampling import train_loader
 from lightning_styles import noise
 from lightning_styles.errors import UserError
 from lightning_styles.module import StyleModule
+from lightning_styles.required_files import import_class
+
+WEIGHED: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
+    "methods.sms.SMS": ({"base": "b", "style": "s"}, {"style": 1.0, "identity": 0.0005}),
+    "methods.osasis.OSASIS": (
+        {"diffae": "d", "style_image": "i", "clip": "c", "perceptual": "p"}
+        | dict.fromkeys(("steps", "predict_steps"), {"encode": 5, "decode": 5}),
+        {"cross": 1.0, "in": 0.5, "re_clip": 30.0, "re_l1": 10.0, "re_lpips": 10.0},
+    ),
+    "methods.mind_the_gap.MindTheGap": (
+        {"source": "g", "encoder": "e", "style_image": "i", "clip": "c", "perceptual": "p"},
+        {"across": 1.0, "within": 0.5, "reference": 30.0, "l2": 10.0, "lpips": 10.0},
+    ),
+    "methods.pseudo_paired_stylegan.PseudoPairedStyleGAN": (
+        {"source": "g", "encoder": "e", "perceptual": "p"},
+        {"adversarial": 1.0, "semantic": 1.0, "paired": 1.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHED)
+def test_weights_that_a_config_does_not_name_are_the_methods_own(name: str) -> None:
+    settings, defaults = WEIGHED[name]
+    method: Any = import_class(f"lightning_styles.{name}")
+    first = next(iter(defaults))
+    for given in (None, {}, {first: 0.25}):
+        made = method(**settings, weights=given)
+        assert made.terms == defaults | (given or {})
+    told = ", ".join([f"{first} 0.25", *(f"{term} {weight:g}" for term, weight in list(defaults.items())[1:])])
+    assert method(**settings, weights={first: 0.25}).summary_lines() == [f"Weights: {told}"]
+    for wrong in (-1.0, math.nan, math.inf):
+        with pytest.raises(UserError, match=rf"weights.{first} is {wrong}; it must be at least 0"):
+            method(**settings, weights={first: wrong})
 
 
 class Duel(StyleModule):

@@ -119,8 +119,8 @@ def render(scenes: Scenes, style: str, size: int = 64) -> Tensor:
 
 def latents(scenes: Scenes) -> Tensor:
     """Standard normal numbers (B, K) that a scene is a function of, but for its grain and attributes overridden."""
-    middle = scenes.uniforms.double() + 2**-25  # of a uniform's interval: never 0 or 1
-    return torch.special.ndtri(middle).float()
+    middle = scenes.uniforms.cpu().double() + 2**-25  # of a uniform's interval: never 0 or 1
+    return torch.special.ndtri(middle).float().to(scenes.uniforms.device)
 
 
 def features(scenes: Scenes) -> Tensor:

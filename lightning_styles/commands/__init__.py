@@ -4,6 +4,8 @@ import argparse
 import difflib
 import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 
@@ -18,7 +20,18 @@ class LightParser(argparse.ArgumentParser):
         print(f"error: {message}", file=sys.stderr)
         known = [word for action in self._actions for word in (*action.option_strings, *(action.choices or ()))]
         for word in re.findall(r"(?:arguments: |choice: ')([\w-]+)", message):
-            for close in difflib.get_close_matches(word, known, n=1):
+            for close in [] if word in known else difflib.get_close_matches(word, known, n=1):
                 print(f"hint: '{word}': did you mean '{close}'?", file=sys.stderr)
         print(f"hint: {self.prog} --help lists the options.", file=sys.stderr)
         raise SystemExit(2)
+
+
+@contextmanager
+def saying_when_interrupted(state: Callable[[], str]) -> Iterator[None]:
+    """Prints, when Ctrl-C or a signal ends the block, the `state` that it leaves things in."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, KeyboardInterrupt) or (isinstance(stop.code, int) and stop.code > 128):
+            print(f"Interrupted: {state()}.", flush=True)
+        raise

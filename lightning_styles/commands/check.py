@@ -16,6 +16,9 @@ from lightning_styles.errors import UserError
 
 PACKAGES = ("torch", "torchvision", "lightning", "jsonargparse", "diffusers", "transformers", "peft", "lpips")
 LEAST_DISK_GB = 2.0
+TORCHAO = "0.16"  # older ones than this, though unused here, keep peft from adding any adapter
+TENSORBOARD = "2.21"  # older ones need pkg_resources, which setuptools no longer has
+SETUPTOOLS = "82"
 
 Report = list[tuple[bool, str]]
 
@@ -60,6 +63,29 @@ def builds() -> Report:
         text = f"torch is built for {torch}, torchvision for {vision}: install both from one package index"
         return [(False, text)]
     return [(True, f"torch and torchvision are both built for {torch}")] if torch and vision else []
+
+
+def neighbours() -> Report:
+    """Packages that break another one by their versions."""
+    report: Report = []
+    if older("torchao", TORCHAO):
+        text = f"torchao {older('torchao', TORCHAO)} is installed, with which peft adds no LoRA"
+        report.append((False, f'{text}: run pip install "torchao>={TORCHAO}", or pip uninstall torchao'))
+    if older("tensorboard", TENSORBOARD) and not older("setuptools", SETUPTOOLS):
+        text = f"tensorboard {older('tensorboard', TENSORBOARD)} does not start with setuptools {SETUPTOOLS} or newer"
+        report.append((False, f'{text}: run pip install "tensorboard>={TENSORBOARD}"'))
+    return report
+
+
+def older(package: str, than: str) -> str | None:
+    """The version of a package that is installed and older than another version, else None."""
+    from packaging.version import Version
+
+    try:
+        found = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return found if Version(found) < Version(than) else None
 
 
 def machine() -> Report:
@@ -125,7 +151,7 @@ def main(arguments: list[str]) -> int:
         report.extend(lines)
         return all(good for good, _ in lines)
 
-    usable = add(versions()) & add(builds()) & add(siblings())
+    usable = add(versions()) & add(builds()) & add(neighbours()) & add(siblings())
     if usable:
         add(machine())
     if usable and options.config:

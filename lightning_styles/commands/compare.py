@@ -22,9 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_styles.commands import LightParser
+from lightning_styles.commands import LightParser, saying_when_interrupted
 from lightning_styles.commands.compare_rows import Axes, Row, chosen, read_plot, read_rows, resolve
-from lightning_styles.commands.compare_table import Result, entries, show, write_json, write_table
+from lightning_styles.commands.compare_table import RESULT, Result, entries, show, write_json, write_table
 from lightning_styles.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def main(arguments: list[str]) -> int:
     from lightning_styles.__main__ import check_siblings
 
     check_siblings()
-    return run(options, flags)
+    with saying_when_interrupted(lambda: "finished rows are kept; the same command runs the others"):
+        return run(options, flags)
 
 
 # ---- one run
@@ -190,6 +191,9 @@ def run(options: argparse.Namespace, flags: list[str]) -> int:
 
     path = find_config(options.comparison)
     out: Path = options.out or Path(ROOT) / run_name(path, "")
+    there = [name for name in ("table.md", "table.json", "pareto.png") if (out / name).exists()]
+    if there and not (out / "rows").is_dir():
+        raise UserError(f"{out / there[0]} is there already and is from elsewhere; move it, or give another --out.")
     rows, axes = chosen(read_rows(path, out, flags, options.config), options.rows), read_plot(path)
     files, results = look_up(rows, options.fresh)
     waiting = [row for row in rows if row.name not in results]
@@ -199,7 +203,7 @@ def run(options: argparse.Namespace, flags: list[str]) -> int:
         results[row.name] = result
         if "error" not in result:
             write_json(files[row.name], result)
-        write_table(out, rows, results)
+        write_table(out, rows, results, axes)
         left = (time.monotonic() - start) / done * (len(waiting) - done) / 60
         state = f"failed: {result['error']}" if "error" in result else f"done in {result['seconds']:.0f} s"
         say(f"row {row.name} {state}; {done} of {len(waiting)}, about {left:.0f} min left")
@@ -222,8 +226,27 @@ def look_up(rows: list[Row], fresh: bool) -> tuple[dict[str, Path], dict[str, Re
             say(f"row {row.name}: {error}")
             continue
         if files[row.name].is_file() and not fresh:
-            results[row.name] = json.loads(files[row.name].read_text(encoding="utf-8"))
+            try:
+                results[row.name] = read_result(files[row.name])
+            except UserError as error:
+                say(f"row {row.name} runs again: {error}")
     return files, results
+
+
+def read_result(file: Path) -> Result:
+    """The result of a run, as `measure` returned it.
+
+    Raises:
+        UserError: the file is damaged, or was changed into something else.
+    """
+    from lightning_styles.reading import MADE_AGAIN, expect
+
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is no JSON; {MADE_AGAIN}.") from error
+    expect(result, RESULT, file, MADE_AGAIN)
+    return result
 
 
 def finish(out: Path, rows: list[Row], results: dict[str, Result], axes: Axes | None) -> int:
@@ -235,7 +258,7 @@ def finish(out: Path, rows: list[Row], results: dict[str, Result], axes: Axes | 
     from lightning_styles.commands.pareto import plot
     from lightning_styles.console import say
 
-    write_table(out, rows, results)
+    write_table(out, rows, results, axes)
     show(rows, results)
     failed = [row.name for row in rows if "error" in results[row.name]]
     if failed:

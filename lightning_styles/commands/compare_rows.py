@@ -2,12 +2,18 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_styles.errors import UserError
+from lightning_styles.reading import SHOWN, expect
 
 KEYS = ("config", "set", "fit", "rows", "repeat", "plot")
+FILE: dict[str, Any] = {"config?": str | list[str] | None, "set?": dict | None, "fit?": bool | None}
+OF_A_ROW: dict[str, Any] = {"config?": str | list[str] | None, "fit?": bool | None, "label?": str | int | float}
+# Names become folders and files, are listed with commas, and stand in messages.
+NAME = re.compile(r"[\w+=@%()-][\w .+=@%()-]{0,49}(?<! )")
 # Settings of the trainer that change no number.
 SILENT = ("default_root_dir", "callbacks", "logger", "enable_progress_bar")
 
@@ -109,6 +115,7 @@ def read_rows(path: Path, out: Path, flags: list[str], configs: list[str]) -> li
     common = merged({"trainer": {"devices": 1, "default_root_dir": str(out)}}, nested(content.get("set") or {}))
     base, rows = listed(content.get("config")) + configs, []
     for name, own in entries.items():
+        expect(own, OF_A_ROW, f"{path}: row {name}", "change it")
         label, files = str(own.pop("label", name)), base + listed(own.pop("config", None))
         trained_by = own.pop("trained_by", None)
         fit = bool(own.pop("fit", trained_by is None and content.get("fit", False)))
@@ -143,9 +150,10 @@ def read_comparison(path: Path) -> dict[str, Any]:
     from lightning_styles.parser import read_config
 
     content = read_config(path)
-    unknown = sorted(content.keys() - set(KEYS))
+    unknown = sorted(str(key) for key in content.keys() - set(KEYS))
     if unknown:
         raise UserError(f"{path} has the key {', '.join(unknown)}; a comparison has {', '.join(KEYS)}.")
+    expect(content, FILE, path, "change it")
     return content
 
 
@@ -155,6 +163,11 @@ def _entries(path: Path, content: dict[str, Any], key: str) -> dict[str, dict[st
     if not isinstance(entries, dict):
         raise UserError(f"{path}: {key} is {entries!r}; expected {{name: {{key: value}}}}.")
     for name, entry in entries.items():
+        if not NAME.fullmatch(str(name)):
+            raise UserError(
+                f"{path}: {key} has the name {str(name)[:SHOWN]!r}, after which a file is called; expected up to 50 "
+                "letters, digits, spaces and any of _ . + = @ % ( ) -, no dot first and no space last."
+            )
         if not isinstance(entry or {}, dict):
             what = f"{key.removesuffix('s')} {name}"  # row a, repeat one
             raise UserError(

@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lightning_styles.commands import LightParser
+from lightning_styles.commands import LightParser, saying_when_interrupted
 from lightning_styles.errors import UserError
-from lightning_styles.files import check_writable
+from lightning_styles.files import check_target, check_writable
 
 FORMATS = {
     "kohya": "style LoRA in kohya layout, .safetensors (WebUI, ComfyUI)",
@@ -17,7 +17,7 @@ FORMATS = {
 }
 
 
-def export_trained(source: Path, output: Path, layout: str, trust: bool) -> None:
+def export_trained(source: Path, output: Path, layout: str, trust: bool, overwrite: bool) -> None:
     """Let the method that wrote a checkpoint export it.
 
     Args:
@@ -25,14 +25,16 @@ def export_trained(source: Path, output: Path, layout: str, trust: bool) -> None
         output: file or folder to write.
         layout: a key of FORMATS.
         trust: also accept classes from outside `lightning_styles`.
+        overwrite: whether `output` may be there.
 
     Raises:
-        UserError: the method does not write this layout.
+        UserError: the method does not write this layout, or `output` is the checkpoint.
     """
     from lightning_styles.trained import build_trained, load_weights, open_trained
 
-    _, content = open_trained(str(source), trust)
-    model: Any = build_trained(content)
+    checkpoint, content = open_trained(str(source), trust)
+    check_target(output, [checkpoint], overwrite)
+    model: Any = build_trained(content, {})
     formats = getattr(model, "formats", {})
     if layout not in formats:
         writes = f"can be converted to {', '.join(formats)}" if formats else "learns nothing that other tools read"
@@ -70,6 +72,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("output", type=Path, help="file or folder to write")
     options.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help="one of the list below")
     options.add_argument(
+        "--overwrite", action="store_true", help="replace an output that is there; never the input itself"
+    )
+    options.add_argument(
         "--trust", action="store_true", help="accept a checkpoint that names classes outside lightning_styles"
     )
     return options
@@ -80,9 +85,12 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     if not options.input.exists():
         raise UserError(f"There is no file or folder {options.input}; check the path.")
-    if options.input.suffix in (".pkl", ".pt", ".safetensors") and options.to in ("rosinality", "safetensors"):
-        convert_stylegan2(options.input, options.output, options.to)
-    else:
-        export_trained(options.input, options.output, options.to, options.trust)
+    check_target(options.output, [options.input], options.overwrite)
+    stylegan2 = options.input.suffix in (".pkl", ".pt", ".safetensors") and options.to in ("rosinality", "safetensors")
+    with saying_when_interrupted(lambda: f"{options.output} is not whole; the same command makes it"):
+        if stylegan2:
+            convert_stylegan2(options.input, options.output, options.to)
+        else:
+            export_trained(options.input, options.output, options.to, options.trust, options.overwrite)
     print(f"Wrote {options.output}")
     return 0

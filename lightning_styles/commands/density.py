@@ -9,14 +9,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lightning_styles.commands import LightParser
+from lightning_styles.commands import LightParser, saying_when_interrupted
 from lightning_styles.errors import UserError, at_least
 from lightning_styles.files import check_writable
 
 SAVE_EVERY = 20.0  # seconds
 TILE = 128  # px, of a picture in the sheets
-TABLE, LOW, HIGH = "density.json", "low_density.png", "high_density.png"
+TABLE, SHEET, LOW, HIGH = "density.json", "density.csv", "low_density.png", "high_density.png"
+GOES_ON = "the same command goes on from there"
 KEYS = ("name", "distance", "path")
+COLUMNS = ("rank", *KEYS)
 
 Row = dict[str, Any]  # KEYS of a picture, and its rank in the table
 
@@ -60,25 +62,46 @@ def main(arguments: list[str]) -> int:
 def run(options: argparse.Namespace) -> int:
     """Measure the pictures that the table does not hold yet, and draw both ends."""
     from datamodules.pictures import Reader
-    from datamodules.sources import find_sources
+    from datamodules.sources import check_apart, find_sources
     from lightning_styles.console import quiet, say
 
     quiet()
-    reader = Reader(find_sources(options.pictures), options.resolution)
+    sources = find_sources(options.pictures)
+    check_apart(sources, options.out)
+    reader = Reader(sources, options.resolution)
     recipe = recipe_of(options)
-    known = {} if options.fresh else read_table(options.out / TABLE, recipe)
+    check_own(options.out)
+    known = read_table(options.out / TABLE, recipe)  # with --fresh too, which replaces no file of another kind
+    known = {} if options.fresh else known
     rows = [row for source in reader.sources if (row := known.get((source.name, str(source.path or ""))))]
     names = {row["name"] for row in rows}
     waiting = [i for i, source in enumerate(reader.sources) if source.name not in names]
     say(f"density: {len(reader.sources)} pictures, {len(waiting)} to measure, into {options.out}")
     if waiting:
-        measure_all(options, reader, waiting, rows, recipe)
+        with saying_when_interrupted(lambda: f"{len(rows)} of {len(sources)} pictures are measured; {GOES_ON}"):
+            measure_all(options, reader, waiting, rows, recipe)
     if not rows:
         raise UserError(f"none of the {len(reader.sources)} pictures could be read; see the warnings above.")
     rows = write_table(options.out, recipe, rows)
     draw_ends(options.out, reader, rows, options.top, recipe)
-    say(f"Table: {options.out / 'density.csv'}", f"Pictures: {options.out / LOW} and {options.out / HIGH}")
+    say(f"Table: {options.out / SHEET}", f"Pictures: {options.out / LOW} and {options.out / HIGH}")
     return 0
+
+
+def check_own(folder: Path) -> None:
+    """Refuse a folder with files of the names of results that are from elsewhere.
+
+    Raises:
+        UserError: naming the first one.
+    """
+    from lightning_styles.imaging import is_foreign
+
+    table, heading = folder / SHEET, ",".join(COLUMNS).encode()
+    foreign = [file for file in (folder / LOW, folder / HIGH) if is_foreign(file)]
+    if table.exists() and not (table.is_file() and table.read_bytes().startswith(heading)):
+        foreign.append(table)
+    if foreign:
+        raise UserError(f"{foreign[0]} is there already and is from elsewhere; move it, or give another --out.")
 
 
 def recipe_of(options: argparse.Namespace) -> Row:
@@ -166,7 +189,7 @@ def read_table(path: Path, recipe: Row) -> dict[tuple[str, str], Row]:
         return {(row["name"], row["path"]): row for row in table["pictures"]} if table["recipe"] == recipe else {}
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is no table of density; remove it, or give another --out.") from error
 
 
@@ -178,8 +201,8 @@ def write_table(folder: Path, recipe: Row, rows: list[Row]) -> list[Row]:
     ranked = [{"rank": rank, **{key: row[key] for key in KEYS}} for rank, row in enumerate(ordered, start=1)]
     with replacing(folder / TABLE) as file:
         file.write_text(json.dumps({"recipe": recipe, "pictures": ranked}, indent=1) + "\n", encoding="utf-8")
-    with replacing(folder / "density.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ["rank", *KEYS])
+    with replacing(folder / SHEET) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(ranked)
     return ranked

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lightning_styles.commands.compare_rows import Axes
-from lightning_styles.commands.compare_table import by_strength
+from lightning_styles.commands.compare_table import points
 from lightning_styles.errors import UserError
 from lightning_styles.metrics import HIGHER_IS_BETTER
 
@@ -29,16 +29,9 @@ def curves(entries: list[dict[str, Any]], axes: Axes) -> list[Curve]:
     """What there is to draw of the entries of a table; rows without both metrics are left out."""
     found = []
     for entry in entries:
-        points = {
-            strength: (values[axes.x], values[axes.y])
-            for strength, values in by_strength(entry.get("metrics", {})).items()
-            if axes.x in values and axes.y in values
-        }
-        if len(points) > 1:
-            points.pop(None, None)  # what belongs to no strength is no part of the curve
-        if points:
-            x, y = (list(column) for column in zip(*points.values(), strict=True))
-            found.append(Curve(entry["label"], [strength or "" for strength in points], x, y))
+        if places := points(entry.get("metrics", {}), axes):
+            x, y = (list(column) for column in zip(*places.values(), strict=True))
+            found.append(Curve(entry["label"], [strength or "" for strength in places], x, y))
     return found
 
 

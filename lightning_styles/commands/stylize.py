@@ -1,6 +1,7 @@
 """`stylize`: pictures in, stylized pictures out; everything else comes from the checkpoint."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ def parser() -> argparse.ArgumentParser:
         help="change a setting of the method, for example mode=multimodal; may be given several times",
     )
     options.add_argument(
+        "--overwrite", action="store_true", help="make every result again, also in the place of files from elsewhere"
+    )
+    options.add_argument(
         "--trust", action="store_true", help="accept a checkpoint that names classes outside lightning_styles"
     )
     return options
@@ -62,11 +66,15 @@ def changes(given: list[str]) -> dict[str, Any]:
 
     from lightning_styles.commands.compare_rows import nested
 
+    class Loader(yaml.SafeLoader):
+        """Reads 1e-3 as a number, as the config files do; YAML 1.1 wants 1.0e-3."""
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), None)
     settings = {}
     for pair in given:
         key, equals, value = pair.partition("=")
         try:
-            settings[key] = yaml.safe_load(value)
+            settings[key] = yaml.load(value, Loader)
         except yaml.YAMLError as error:
             raise UserError(f"--set {pair}: the value cannot be read as YAML; put it in quotes.") from error
         if not (key and equals):
@@ -77,10 +85,11 @@ def changes(given: list[str]) -> dict[str, Any]:
 def run(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     """Build method and data, predict, and say where the results are."""
     from lightning.pytorch import Trainer
+    from lightning.pytorch.utilities.model_helpers import is_overridden
 
     from callbacks import EMA, ImageWriter
     from datamodules import Pictures
-    from lightning_styles.commands.compare_rows import merged
+    from lightning_styles.checkpoint_fields import ANOTHER
     from lightning_styles.console import quiet, say
     from lightning_styles.devices import trainer_arguments
     from lightning_styles.progress import IterationBar
@@ -89,9 +98,9 @@ def run(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     quiet()
     where = trainer_arguments(options.device)
     checkpoint, content = open_trained(options.style, options.trust)
-    own = content["lightning_styles"]
-    own["init_args"] = merged(own["init_args"], settings)
-    model = build_trained(content)
+    model = build_trained(content, settings, Path(options.out))
+    if not is_overridden("predict_step", model):
+        raise UserError(f"{checkpoint} is one of {type(model).__name__}, which stylizes no pictures; {ANOTHER}.")
     resolution = options.resolution
     if resolution is None and not getattr(model, "own_size", False):
         resolution = content.get("datamodule_hyper_parameters", {}).get("resolution")
@@ -100,7 +109,13 @@ def run(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     averages = [EMA()] if average_of(content) else []
     silent = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     silent |= {"default_root_dir": options.out}
-    trainer = Trainer(**where, **silent, callbacks=[ImageWriter(options.out), IterationBar(), *averages])  # type: ignore[arg-type]
+    writer = ImageWriter(options.out, options.overwrite)
+    trainer = Trainer(**where, **silent, callbacks=[writer, IterationBar(), *averages])  # type: ignore[arg-type]
     say(f"stylize: {type(model).__name__} from {checkpoint} on {trainer.strategy.root_device}")
-    trainer.predict(model, datamodule=data, ckpt_path=str(checkpoint), return_predictions=False)
+    try:
+        trainer.predict(model, datamodule=data, ckpt_path=str(checkpoint), return_predictions=False, weights_only=True)
+    except SystemExit:
+        if trainer.interrupted:  # Lightning turns Ctrl-C into exit code 1
+            raise KeyboardInterrupt from None
+        raise
     return 0

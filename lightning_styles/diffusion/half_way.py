@@ -1,7 +1,6 @@
 """Photos noised half-way with a diffusion autoencoder: what OSASIS decodes (arXiv 2402.17275, section 3.2)."""
 
 import hashlib
-import pickle
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from lightning_styles.diffusion.respacing import (
 from lightning_styles.errors import UserError
 from lightning_styles.files import replacing
 from lightning_styles.models.diffae import DiffAE
+from lightning_styles.reading import read_made, tensor
 
 Encoding = tuple[Tensor, Tensor]  # codes z (P, D) and noised pictures x_t0 (P, 3, S, S)
 
@@ -32,10 +32,21 @@ def picture_process(steps: int) -> Respaced:
 
 
 @torch.no_grad()
+def codes(A: DiffAE, images: Tensor) -> Tensor:
+    """The codes z (P, D) of `images` (P, 3, S, S) in [-1, 1], in A's own precision, whatever the trainer's."""
+    with torch.autocast(images.device.type, enabled=False):
+        return A.encoder(images)
+
+
+@torch.no_grad()
 def encode_half_way(A: DiffAE, images: Tensor, process: Respaced, t0: float) -> Encoding:
-    """The codes of `images` (P, 3, S, S) in [-1, 1], and the pictures noised to t0 in (0, 1) with A and these codes."""
-    z = A.encoder(images)
-    return z, encode(partial(A, z=z), images, process, encode_indices(len(process), t0))
+    """The codes of `images` (P, 3, S, S) in [-1, 1], and the pictures noised to t0 in (0, 1) with A and these codes.
+
+    In A's own precision, whatever the trainer's: the rounding of every step stays in the picture.
+    """
+    z = codes(A, images)
+    with torch.autocast(images.device.type, enabled=False):
+        return z, encode(partial(A, z=z), images, process, encode_indices(len(process), t0))
 
 
 def decoder_indices(encoder: Respaced, decoder: Respaced, t0: float, start: Literal["below", "aligned"]) -> list[int]:
@@ -77,17 +88,19 @@ class KeptEncodings:
 
     Args:
         folder: made when missing; may hold encodings of other recipes too.
+        embedding: length D of the codes.
         recipe: what decides an encoding beside the photo: network, precision, steps, t0.
     """
 
-    def __init__(self, folder: Path, *recipe: str | float) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, embedding: int, *recipe: str | float) -> None:
+        self.folder, self.embedding = folder, embedding
         self.recipe = repr(recipe).encode()
 
     def __call__(self, images: Tensor, make: Callable[[Tensor], Encoding]) -> Encoding:
         """The encodings of `images` (P, 3, S, S); `make` makes those that are missing, all at once."""
         files = [self._file(image) for image in images]
-        found = {i: kept for i, file in enumerate(files) if (kept := _read(file)) is not None}
+        kept = {i: _read(file, images.shape[1:], self.embedding) for i, file in enumerate(files)}
+        found = {i: encoding for i, encoding in kept.items() if encoding is not None}
         missing = [i for i in range(len(files)) if i not in found]
         if missing:
             for i, z, x in zip(missing, *make(images[missing]), strict=True):
@@ -103,9 +116,10 @@ class KeptEncodings:
         return self.folder / f"{key.hexdigest()[:24]}.pt"
 
 
-def _read(file: Path) -> Encoding | None:
-    """A kept encoding; None where there is none, or none that is whole: it is then made again."""
+def _read(file: Path, shape: torch.Size, embedding: int) -> Encoding | None:
+    """A kept encoding of a picture; None where there is none, or none that is whole: it is then made again."""
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        z, x = read_made(file, (tensor(embedding), tensor(*shape)))
+    except (OSError, UserError):
         return None
+    return z, x

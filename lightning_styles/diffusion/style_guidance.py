@@ -27,6 +27,7 @@ from lightning_styles.models.adapters import Entry, Mix, routed
 from lightning_styles.pretrained.stable_diffusion import Text
 
 Sizes = tuple[tuple[int, int] | None, tuple[int, int] | None, tuple[int, int] | None]
+Group = tuple[Entry, Text]
 Callback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
 
@@ -89,10 +90,11 @@ class StyleGuidance:
             negative_prompt: in place of the empty one. To edit a real picture from its inverted latents, give the
                 prompt itself or, which is the same and cheaper, `guidance_scale` 1.
             mode: "guidance" is equation 11; "scale" the baseline of equation 3: classifier-free guidance with the
-                styled prompt and with every LoRA, times its style's strength, in both halves and at all steps.
+                styled prompt and with every LoRA, times its style's strength, in both halves.
             guidance_scale: lambda_cfg.
             num_inference_steps: of whatever scheduler the pipeline has.
-            style_start: styles are active at timesteps <= style_start; None, from the first step on.
+            style_start: styles are active at timesteps <= style_start; before that both modes draw what the base
+                alone draws of the prompt without any words of style (section 3.3). None, from the first step on.
             height: px; by default the control image's, or the UNet's own size.
             width: px.
             original_size: (height, width) that SDXL is told, by default the picture's. SDXL only.
@@ -124,7 +126,7 @@ class StyleGuidance:
         height, width = self._size(height, width) if shown is None else shown.shape[-2:]
         text = self._groups(prompts, negative, styles, mode, guidance_scale, count)
         time_ids = self._time_ids((height, width), (original_size, crops_coords_top_left, target_size))
-        rows = [Rows(self.unet, groups, time_ids) for groups in (text[0], text[0] + text[1])]
+        rows = [Rows(self.unet, groups, time_ids) for groups in text]
         if controlnet is not None and shown is not None:
             for batch in rows:
                 batch.use_control(controlnet.to(self._execution_device, self.unet.dtype), shown, controlnet_scale)
@@ -136,7 +138,7 @@ class StyleGuidance:
             pictures, self.unet.config.in_channels, height, width, dtype, self._execution_device, generator,
             None if latents is None else latents.to(dtype),
         )  # fmt: skip
-        strengths = [style.strength for style in styles if style.strength] if text[1] else []
+        strengths = [style.strength for style in styles if style.strength] if mode == "guidance" else []
 
         def predict(x: Tensor, t: Tensor, active: bool) -> Tensor:
             eps = rows[active].predict(x, t)
@@ -193,23 +195,27 @@ class StyleGuidance:
         mode: Mode,
         guidance: float,
         count: int,
-    ) -> tuple[list[tuple[Entry, Text]], list[tuple[Entry, Text]]]:
-        """Adapters and text of the groups at all steps, and of those that come in with the styles."""
-        present = [style for style in styles if style.strength]
-        base: Mix | None = None
+    ) -> tuple[list[Group], list[Group]]:
+        """Adapters and text of the groups before the styles come in, and of those from then on."""
+        present, halves = [style for style in styles if style.strength], guidance != 1
+        plain = self._encoded(None, prompts, negative, count, halves)
         if mode == "scale":
-            prompts = [" ".join([prompt, *(style.suffix for style in styles)]) for prompt in prompts]
-            base = tuple((style.adapter, style.strength) for style in present) or None
-        with self._encoding(base, len(prompts)):
-            empty, text = self._encode(prompts, negative, count, guidance != 1)
-        always: list[tuple[Entry, Text]] = [(base, one) for one in (empty, text) if one is not None]
-        styled: list[tuple[Entry, Text]] = []
-        for style in present if mode == "guidance" else ():
-            entry: Mix = ((style.adapter, 1.0),)
-            with self._encoding(entry, len(prompts)):
-                words = [f"{prompt} {style.suffix}" for prompt in prompts]
-                styled.append((entry, self._encode(words, None, count, False)[1]))
-        return always, styled
+            mix = tuple((style.adapter, style.strength) for style in present) or None
+            words = [" ".join([prompt, *(style.suffix for style in styles)]) for prompt in prompts]
+            return plain, self._encoded(mix, words, negative, count, halves)
+        styled: list[Group] = []
+        for style in present:
+            words = [f"{prompt} {style.suffix}" for prompt in prompts]
+            styled += self._encoded(((style.adapter, 1.0),), words, None, count, False)
+        return plain, plain + styled
+
+    def _encoded(
+        self: Any, entry: Mix | None, prompts: list[str], negative: list[str] | None, count: int, unconditional: bool
+    ) -> list[Group]:
+        """The groups of these adapters: the negative or empty prompts if `unconditional`, and the prompts."""
+        with self._encoding(entry, len(prompts)):
+            texts = self._encode(prompts, negative, count, unconditional)
+        return [(entry, text) for text in texts if text is not None]
 
     @contextmanager
     def _encoding(self: Any, entry: Mix | None, prompts: int) -> Iterator[None]:

@@ -18,6 +18,7 @@ from lightning_styles.diffusion.ddim import step_down
 from lightning_styles.diffusion.respacing import Respaced
 from lightning_styles.errors import UserError, at_least, check_keys
 from lightning_styles.losses.clip_direction import NO_DIRECTION, cosine_distance, direction
+from lightning_styles.precision import LOSS_SCALE
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def move_code(
     """z* (P, D): `z` after `edit.steps` steps of Adam on the loss of the pictures that it decodes to.
 
     Args:
-        network: eps(x, t, z) of A, frozen.
+        network: eps(x, t, z) of A, frozen, of any precision.
         z: codes (P, D) to start from.
         x_t0: the photos (P, 3, S, S) noised to t0; they stay as they are.
         decoder: the process that decodes.
@@ -75,24 +76,24 @@ def move_code(
         loss: predicted pictures (P, 3, S, S) -> losses (P,).
         edit: how hard to push.
     """
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(z.device.type, enabled=False):
         z_in, x_t0 = z.detach().clone(), x_t0.detach().clone()
         z = z_in.clone().requires_grad_()
-        x, optimizer = x_t0, Adam([z], edit.lr)
+        x, optimizer = x_t0, Adam([z], edit.lr, eps=1e-8 * LOSS_SCALE)
         for update in range(edit.steps):
             turn = update % len(indices)
             x = x_t0 if turn == 0 else x
             j = indices[turn]
             x_next, x_0 = step_down(decoder, j, x, network(x, decoder.t(j, x), z))
             optimizer.zero_grad()
-            (loss(x_0).sum() + edit.keep * (z - z_in).square().mean(1).sum()).backward()
+            (LOSS_SCALE * (loss(x_0).sum() + edit.keep * (z - z_in).square().mean(1).sum())).backward()
             optimizer.step()
             x = x_next.detach()
         return z.detach()
 
 
 def text_loss(clip: Any, photos: Tensor, edit: TextEdit, normalize: bool = False) -> Callable[[Tensor], Tensor]:
-    """1 - cos(E_T(target) - E_T(source), E_I(picture) - E_I(photo)) of pictures: (P, 3, S, S) -> (P,) (OSASIS, B.2).
+    """1 - cos(E_T(target) - E_T(source), E_I(picture) - E_I(photo)) of pictures (P, 3, S, S): (P,) (equations 28, 29).
 
     Args:
         clip: `text` and `image` give the embeddings of texts and pictures.

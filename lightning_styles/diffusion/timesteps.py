@@ -1,11 +1,11 @@
 """Which timesteps an iteration may draw, and the generator's learning rate (SMS, arXiv 2503.07601).
 
-A timestep is drawn as an index of the ascending inference grid of L steps (`NoiseSchedule.grid`), t =
-grid[idx] and t_prev = grid[idx - 1]. Ranges are half open, [lo, hi). i counts the iterations from 0 to N -
-1.
+A timestep is drawn as an index of the ascending inference grid of L steps (`NoiseSchedule.grid`), t = grid[idx] and
+t_prev = grid[idx - 1]. Ranges are half open, [lo, hi). i counts the iterations from 0 to N - 1; t_min and t_max are
+timesteps of T.
 
-The products are evaluated as Python floats in exactly the order of the official code: several upper bounds
-are one lower than exact arithmetic gives.
+The products are evaluated as Python floats in exactly the order of the official code: several upper bounds are one
+lower than exact arithmetic gives.
 """
 
 import math
@@ -14,51 +14,59 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Strategy = Literal["narrowing", "uniform", "linear"]
-FakeRange = Literal["code", "paper"]
+from lightning_styles.errors import UserError, at_least
 
-T_MAX = 0.5  # t_max / T of SMS: t stays below 500 of 1000
+Strategy = Literal["narrowing", "uniform", "linear", "full"]
+
+T = 1000  # training timesteps of every Stable Diffusion
+T_FULL = 980  # upper end of "full"
 
 
-def generator_range(strategy: Strategy, i: int, N: int, L: int = 500, min_ratio: float = 0.02) -> tuple[int, int]:
-    """Index range of SMS's generator step (arXiv 2503.07601, adaptive narrowing and its ablations).
+def index_range(
+    strategy: Strategy, i: int = 0, N: int = 1, *, L: int = 500, t_min: int = 20, t_max: int = 500
+) -> tuple[int, int]:
+    """Indices that iteration i may draw (arXiv 2503.07601, adaptive narrowing and its ablations).
 
     Args:
-        strategy: "narrowing" (the method): uniform below an upper bound that falls linearly from t_max to
-            t_min; "uniform": uniform below t_max throughout; "linear": no draw, t itself falls along
-            narrowing's upper end.
+        strategy: "narrowing" (the generator's step of SMS): uniform below an upper bound that falls linearly from t_max
+            to t_min; "uniform": uniform below t_max throughout; "linear": no draw, t itself falls along narrowing's
+            upper end; "full": uniform below 980, as the official code of SDS, DDS, PDS and VSD has it.
         i: iteration, 0 <= i < N.
         N: iterations of the run.
         L: inference steps of the grid.
-        min_ratio: t_min / T.
+        t_min: smallest timestep.
+        t_max: largest one, whose end the range does not reach.
     """
-    lo = lowest_index(L, min_ratio)
+    lo, share = lowest_index(L, t_min), t_max / T
+    if strategy == "full":
+        return lo, int(L * (T_FULL / T))
     if strategy == "uniform":
-        return lo, int(L * T_MAX)
-    hi = max(int(L * (T_MAX * (1 - i / N))), lo + 1)
+        return lo, int(L * share)
+    hi = max(int(L * (share * (1 - i / N))), lo + 1)
     return (hi - 1, hi) if strategy == "linear" else (lo, hi)
 
 
-def fake_range(
-    option: FakeRange = "code", L: int = 500, min_ratio: float = 0.02, max_ratio: float = 0.98
-) -> tuple[int, int]:
-    """Index range of the fake-score step of SMS (arXiv 2503.07601, Alg. 1).
-
-    "paper" is U(t_min, t_max) with the two configured ratios. "code" (default) never passes t_max, because
-    the generator step of the official code leaves its own upper bound 0.5 behind in the config; it is also
-    better founded: the fake score is only ever evaluated there.
-    """
-    return lowest_index(L, min_ratio), int(L * (T_MAX if option == "code" else max_ratio))
-
-
-def plain_range(L: int = 500, min_ratio: float = 0.02, max_ratio: float = 0.98) -> tuple[int, int]:
-    """Index range of SDS, DDS, PDS and VSD (both of VSD's steps): no narrowing."""
-    return lowest_index(L, min_ratio), int(L * max_ratio)
-
-
-def lowest_index(L: int, min_ratio: float) -> int:
+def lowest_index(L: int, t_min: int) -> int:
     """Lower end of every range; never 0, because index 0 has no predecessor."""
-    return max(int(L * min_ratio), 1)
+    return max(int(L * (t_min / T)), 1)
+
+
+def check_range(L: int, t_min: int, t_max: int) -> None:
+    """Refuse a grid that is not even, and bounds with no timestep of the grid between them.
+
+    Raises:
+        UserError: naming the settings `grid_steps`, `t_min` and `t_max`.
+    """
+    at_least(1, grid_steps=L)
+    at_least(0, t_min=t_min)
+    if T % L:
+        raise UserError(f"grid_steps is {L}; it must divide the {T} training timesteps, as 500, 250 and 100 do.")
+    if t_max > T:
+        raise UserError(f"t_max is {t_max}; there are {T} timesteps, and SMS takes 500 of them.")
+    if not lowest_index(L, t_min) < min(index_range(way, L=L, t_max=t_max)[1] for way in ("uniform", "full")):
+        raise UserError(
+            f"no timestep of a grid of {L} lies between t_min {t_min} and t_max {t_max}; the paper's are 20 and 500."
+        )
 
 
 def draw(bounds: tuple[int, int], batch: int, generator: torch.Generator) -> Tensor:

@@ -14,7 +14,7 @@ from lightning_styles.diffusion.respacing import Respaced, linear_betas, section
 def twin_candidates(
     network: Network, style: Tensor, count: int, *, steps: int = 50, t0: float = 0.5, seed: int = 0, batch: int = 10
 ) -> Iterator[Tensor]:
-    """`count` candidates in batches (b, 3, H, W), each with noise of its own (OSASIS, section 3.1).
+    """`count` candidates in batches (b, 3, H, W), each with noise of its own (OSASIS, equations 9 and 10).
 
     As in the official code the picture is noised to step int(steps t0) and denoised from the step below.
 

@@ -1,4 +1,4 @@
-"""Losses of OSASIS on CLIP embeddings (arXiv 2402.17275; the directions of StyleGAN-NADA and MTG).
+"""Losses of OSASIS on CLIP embeddings (arXiv 2402.17275, supplement A.3; the directions of StyleGAN-NADA and MTG).
 
 Notation: e_* embeddings (B, D) or (1, D). style_a is the photorealistic twin I_A^style, style_b the style image
 I_B^style, photo the picture I_A^in, result the x_0 predicted for it, reconstruction the x_0 predicted for style_a.
@@ -63,19 +63,19 @@ def _unit(a: Tensor) -> Tensor:
 def cross_loss(
     e_style_a: Tensor, e_style_b: Tensor, e_photo: Tensor, e_result: Tensor, normalize: bool = False
 ) -> Tensor:
-    """Between the domains, a photo moves as the style image did (OSASIS, arXiv 2402.17275, eq. 18): a scalar."""
+    """Between the domains, a photo moves as the style image did (supplement, equations 15 to 17): a scalar."""
     style = direction(e_style_b, e_style_a, normalize)
     return cosine_distance(style, direction(e_result, e_photo, normalize)).mean()
 
 
 def in_loss(e_style_a: Tensor, e_style_b: Tensor, e_photo: Tensor, e_result: Tensor, normalize: bool = False) -> Tensor:
-    """Within a domain, pictures differ alike before and after (OSASIS, arXiv 2402.17275, eq. 19): a scalar."""
+    """Within a domain, pictures differ alike before and after (supplement, equations 18 to 20): a scalar."""
     before = direction(e_photo, e_style_a, normalize)
     return cosine_distance(before, direction(e_result, e_style_b, normalize)).mean()
 
 
 def re_clip_loss(e_reconstruction: Tensor, e_style_b: Tensor, how: ReClip = "cosine") -> Tensor:
-    """The reconstructed style image means the same (OSASIS, arXiv 2402.17275): a scalar.
+    """The reconstructed style image means the same (supplement, equation 24): a scalar.
 
     "cosine" is the official code, "l1" the paper's formula, as a mean over the embedding.
     """

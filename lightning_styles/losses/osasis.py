@@ -1,4 +1,4 @@
-"""The objective of OSASIS put together (arXiv 2402.17275), and the score of its twin candidates.
+"""The objective of OSASIS put together (arXiv 2402.17275, supplement A.3), and the score of its twin candidates.
 
 Notation as in `clip_direction`; pictures are (B, 3, H, W) in [-1, 1].
 """
@@ -45,13 +45,13 @@ def embedding_terms(
 
 
 def picture_terms(reconstruction: Tensor, style_b: Tensor, perceptual: Perceptual) -> dict[str, Tensor]:
-    """The terms `re_l1` and `re_lpips` of the x_0 (1, 3, H, W) predicted for the style image, not weighted."""
+    """The terms `re_l1` and `re_lpips` (equations 22 and 23) of the x_0 (1, 3, H, W) predicted for the style image."""
     return {"re_l1": F.l1_loss(reconstruction, style_b), "re_lpips": perceptual(reconstruction).mean()}
 
 
 def twin_scores(candidates: Tensor, style_b: Tensor, perceptual: Perceptual, l1: float = 10.0) -> Tensor:
     """Distance (n,) of each candidate (n, 3, H, W) to the style image (1, 3, H, W): l1 mean |x - I_B| + LPIPS.
 
-    The smallest is the photorealistic twin I_A^style (OSASIS, arXiv 2402.17275; weights of its code).
+    The smallest is the photorealistic twin I_A^style (OSASIS, arXiv 2402.17275, A.1; weights of its code).
     """
     return l1 * (candidates - style_b).abs().flatten(1).mean(1) + perceptual(candidates)

@@ -56,15 +56,16 @@ def pds_gradient(
     independent noise at t_prev are shared by both branches and cancel, so neither is an argument; what is
     left is a pull towards the source and the difference of the predictions. As in the official code beta_t
     is that of the single training step while t_prev lies one step of the inference grid back. The two
-    coefficients nearly cancel: they are float64.
+    coefficients nearly cancel: they are float64, on the CPU, for Apple's GPUs have none.
     """
-    beta, a, a_prev = beta_t.double(), alpha_bar_t.double(), alpha_bar_prev.double()
+    beta, a, a_prev = (table.cpu().double() for table in (beta_t, alpha_bar_t, alpha_bar_prev))
     sigma = (beta * (1 - a_prev) / (1 - a)).sqrt()
     of_x0 = a_prev.sqrt() * beta / (1 - a)  # mu = of_x0 * x_0 hat + of_xt * x_t
     of_xt = (1 - beta).sqrt() * (1 - a_prev) / (1 - a)
     of_z = (a_prev.sqrt() - of_x0 - of_xt * a.sqrt()) / sigma
     of_eps = of_x0 * ((1 - a) / a).sqrt() / sigma
-    return per_sample(of_z, z_tgt) * (z_tgt - z_src) + per_sample(of_eps, z_tgt) * (eps_tgt - eps_src)
+    pull, change = (per_sample(weight, z_tgt).to(z_tgt.device) for weight in (of_z, of_eps))
+    return pull * (z_tgt - z_src) + change * (eps_tgt - eps_src)
 
 
 def relevance_map(eps_edit: Tensor, eps_null: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def dct_matrix(n: int, device: torch.device | None = None, dtype: torch.dtype = 
     k, i = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
     matrix = torch.cos(math.pi * k * (2 * i + 1) / (2 * n)) * math.sqrt(2 / n)
     matrix[0] = math.sqrt(1 / n)
-    return matrix.to(device, dtype)
+    return matrix.to(dtype).to(device)  # in this order: not every device has float64
 
 
 def _matrices(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,10 +7,11 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles import noise
-from lightning_styles.errors import at_least
+from lightning_styles.batches import Needs
+from lightning_styles.errors import at_least, within
 from lightning_styles.losses.denoising import denoising_loss
-from lightning_styles.methods.lora_method import ATTENTION, STYLE, LoRAMethod
-from lightning_styles.models.adapters import adapter_parameters, add_lora, routed
+from lightning_styles.methods.lora_method import ATTENTION, PAIR, STYLE, LoRAMethod
+from lightning_styles.models.adapters import MOST_RANK, adapter_parameters, add_lora, routed
 
 
 class ConceptSlider(LoRAMethod):
@@ -27,6 +28,8 @@ class ConceptSlider(LoRAMethod):
         drawing: settings of `LoRAMethod`.
     """
 
+    needs = LoRAMethod.needs | {"fit": (Needs(PAIR),)}
+
     def __init__(
         self,
         *,
@@ -38,8 +41,8 @@ class ConceptSlider(LoRAMethod):
         **drawing: Any,
     ) -> None:
         super().__init__(**drawing)
-        at_least(1, rank=rank)
-        at_least(0, lr=lr, weight_decay=weight_decay)
+        within(1, MOST_RANK, rank=rank)
+        at_least(0, alpha=alpha, lr=lr, weight_decay=weight_decay)
         self.save_hyperparameters()
 
     def add_adapters(self) -> None:

@@ -1,5 +1,6 @@
 """What methods on StyleGAN2 share that draw a photo again from its codes: faces in, faces out."""
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_styles.alignment import Face, align, find_face, landmarks_beside, paste_back, rescaled
+from lightning_styles.batches import EVALUATION, Needs
 from lightning_styles.errors import UserError
 from lightning_styles.imaging import image_size, read_image
 from lightning_styles.models.psp import Space
@@ -74,6 +76,7 @@ class EncodedFaces(StyleModule):
         latent_avg: (D,), the mean of its w.
     """
 
+    needs = dict.fromkeys(EVALUATION, (Needs(("image", "name", "index")),))
     own_size = True  # faces are cut out of photos of any size
     source: Generator
     latent_avg: Tensor
@@ -119,6 +122,7 @@ class EncodedFaces(StyleModule):
         """w+ (B, L, D) of squares (B, 3, S, S) in [-1, 1]."""
         return encode_w(self.encoder, self.source, squares)
 
+    @abstractmethod
     def stylize(self, w: Tensor, names: list[str]) -> Tensor:
         """Results (B, 3, S, S) of photos' w+; `names` are keys of what is random."""
         raise NotImplementedError
@@ -144,14 +148,9 @@ class EncodedFaces(StyleModule):
 
     def on_test_epoch_start(self) -> None:
         super().on_test_epoch_start()
-        pictures = self.style_pictures() if self.evaluation else None
-        if pictures is not None:
-            self.evaluation.set_style_images(pictures)
-
-    def style_pictures(self) -> Tensor | None:
-        """What `test` compares results with, (N, 3, S, S): the style pictures of the data, if it has any."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        return torch.stack(list(data.squares().values())) if hasattr(data, "squares") else None
+        if self.evaluation and hasattr(data, "squares") and "style_images" not in self.metrics:
+            self.evaluation.set_style_images(torch.stack(list(data.squares().values())))
 
     def images(self, batch: dict[str, Any], faces: list[Face]) -> list[Tensor]:
         """What `predict` returns of the faces of a batch."""

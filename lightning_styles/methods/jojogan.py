@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.optim import Adam, Optimizer
 
 from lightning_styles import noise
-from lightning_styles.errors import UserError, at_least
+from lightning_styles.batches import Needs
+from lightning_styles.errors import at_least, within
 from lightning_styles.files import existing
 from lightning_styles.imaging import find_images
 from lightning_styles.methods.encoded_faces import EncodedFaces, open_face
@@ -48,6 +49,7 @@ class JoJoGAN(EncodedFaces):
     """
 
     formats = {"safetensors": "stylegan2.safetensors"}
+    needs = EncodedFaces.needs | {"fit": (Needs(),)}
     fit_only = ("style_images",)
     discriminator: Discriminator
     trained_first = True
@@ -70,8 +72,8 @@ class JoJoGAN(EncodedFaces):
     ) -> None:
         super().__init__(iterations=iterations, seed=seed, metrics=metrics)
         at_least(1, batch_size=batch_size)
-        if not 0 <= alpha <= 1:
-            raise UserError(f"alpha is {alpha}; expected 0 (full style strength) to 1.")
+        at_least(0, lr=lr)
+        within(0, 1, alpha=alpha)
         self.save_hyperparameters()
 
     @classmethod

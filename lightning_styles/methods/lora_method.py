@@ -1,5 +1,7 @@
 """What methods share that teach a frozen text-to-image model a style by a LoRA: base, text, latents, drawing, files."""
 
+import logging
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,15 +11,18 @@ import torch
 from torch import Tensor
 
 from lightning_styles import noise
+from lightning_styles.batches import EVALUATION, Needs
 from lightning_styles.diffusion.schedules import NoiseSchedule
-from lightning_styles.errors import at_least
+from lightning_styles.errors import at_least, within
 from lightning_styles.imaging import pad_to_multiple
 from lightning_styles.models.adapters import enable_gradient_checkpointing
 from lightning_styles.module import StyleModule
 from lightning_styles.pretrained.lora_export import save_lora
 from lightning_styles.sheet import labelled_row
 
+log = logging.getLogger(__name__)
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+PAIR = ("content", "style", "prompt", "content_size", "style_size", "crop")  # keys of a batch of pairs
 STYLE = "style"  # the adapter that is kept
 SCHEDULERS = {
     "ddim": "DDIMScheduler", "pndm": "PNDMScheduler", "euler": "EulerDiscreteScheduler",
@@ -44,10 +49,11 @@ class LoRAMethod(StyleModule):
             weights (equation 3).
         strength: lambda_style of guidance, or the factor of mode "scale".
         strengths: several, for `test`, and for `predict`, which then shows them side by side; null is `strength`.
-        guidance: classifier-free guidance, lambda_cfg.
+        guidance: classifier-free guidance, lambda_cfg, of pictures drawn from prompts. Photos are drawn without, since
+            they were inverted without; so are those of the official code, whose negative prompt is the prompt.
         steps: of the sampler.
-        style_start: guidance takes the style in at timesteps up to this one (paper: from step 11 of 50 on); null, from
-            the first step on.
+        style_start: in both modes the style comes in at timesteps up to this one, before that the base draws the prompt
+            alone (section 3.3: from step 11 of 50 on); null, from the first step on.
         scheduler: "base" is the base's own; photos are always inverted and drawn with DDIM.
         inversion: of photos.
         photo_prompt: what a photo is inverted under; {caption} is filled in. Without a caption it is "a photo".
@@ -58,6 +64,7 @@ class LoRAMethod(StyleModule):
         seed: key of all randomness.
     """
 
+    needs = dict.fromkeys(EVALUATION, (Needs(("prompt", "name"), ("twin",)), Needs(("image", "name", "caption"))))
     base: Any
     unet: Any
     formats = {"kohya": "style_lora.safetensors", "diffusers": "pytorch_lora_weights.safetensors"}
@@ -88,7 +95,9 @@ class LoRAMethod(StyleModule):
         seed: int = 0,
     ) -> None:
         super().__init__(iterations=iterations, seed=seed, clip_norm=clip_norm, metrics=metrics)
-        at_least(1, steps=steps, size=size)
+        within(1, 1000, steps=steps)
+        within(16, 8192, size=size)
+        within(0, 1000, style_start=style_start)
         at_least(0, strength=strength, guidance=guidance, **{"strengths": min(strengths)} if strengths else {})
         self.save_hyperparameters()
 
@@ -97,6 +106,7 @@ class LoRAMethod(StyleModule):
         vae = [(init_args["vae"], "vae")] if init_args.get("vae") else []
         return [(init_args["base"], "stable-diffusion"), *vae, *super().required_models(init_args)]
 
+    @abstractmethod
     def add_adapters(self) -> None:
         """Add what is trained to `self.unet`, "style" among it."""
         raise NotImplementedError
@@ -271,6 +281,16 @@ class LoRAMethod(StyleModule):
         form = self.hparams.photo_prompt
         prompts = [form.replace("{caption}", caption) if caption else "a photo" for caption in batch["caption"]]
         return self.redraw(batch["image"], prompts, batch["name"], strengths)
+
+    def on_predict_batch_start(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        if batch_idx == 0 and "prompt" not in batch:
+            log.info(
+                "Photos are inverted and drawn again with DDIM at their own size, without classifier-free guidance: "
+                f"guidance {self.hparams.guidance:g}, scheduler {self.hparams.scheduler} and size {self.hparams.size} "
+                "are for prompts alone."
+            )
+
+    on_test_batch_start = on_validation_batch_start = on_predict_batch_start
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any] | None:
         if self.finished.issuperset(batch["name"]):

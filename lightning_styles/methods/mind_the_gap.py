@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.optim import Adam, Optimizer
 
 from lightning_styles import noise
-from lightning_styles.errors import UserError, at_least, check_keys
+from lightning_styles.batches import Needs
+from lightning_styles.errors import UserError, at_least, weights_of
 from lightning_styles.files import existing
 from lightning_styles.losses.clip_direction import check_directions, cross_loss, direction, in_loss, re_clip_loss
 from lightning_styles.losses.gan import lazy_adam
@@ -63,6 +64,7 @@ class MindTheGap(EncodedFaces):
     """
 
     formats = {"safetensors": "stylegan2.safetensors"}
+    needs = EncodedFaces.needs | {"fit": (Needs(),)}
     fit_only = ("style_image", "clip", "lpips", "perceptual")
     trained_first = True
     styled: Generator
@@ -92,9 +94,9 @@ class MindTheGap(EncodedFaces):
         seed: int = 0,
     ) -> None:
         super().__init__(iterations=iterations, seed=seed, metrics=metrics)
-        check_keys("weights", weights or {}, WEIGHTS)
+        self.terms = weights_of(weights, WEIGHTS)
         at_least(1, batch_size=batch_size)
-        at_least(0, inversion_steps=inversion_steps, inversion_norm=inversion_norm)
+        at_least(0, lr=lr, inversion_lr=inversion_lr, inversion_steps=inversion_steps, inversion_norm=inversion_norm)
         if (lpips is None) == (perceptual is None):
             raise UserError("set one of model.lpips (trunk of LPIPS) and model.perceptual, not both or neither.")
         if mix_from is not None and not 0 <= mix_from <= 18:
@@ -184,7 +186,7 @@ class MindTheGap(EncodedFaces):
                 "l2": F.mse_loss(drawn, self.picture),
                 "lpips": perceptual_distance(self.judge, drawn, self.target).mean(),
             }
-            self.optimize("generator", self.total_loss(losses, WEIGHTS | (h.weights or {})))
+            self.optimize("generator", self.total_loss(losses, self.terms))
 
     # ---- what comes of it
 

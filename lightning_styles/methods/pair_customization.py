@@ -13,10 +13,11 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles import noise
-from lightning_styles.errors import UserError, at_least
+from lightning_styles.batches import Needs
+from lightning_styles.errors import UserError, at_least, within
 from lightning_styles.losses.denoising import denoising_loss
-from lightning_styles.methods.lora_method import ATTENTION, STYLE, LoRAMethod
-from lightning_styles.models.adapters import routed
+from lightning_styles.methods.lora_method import ATTENTION, PAIR, STYLE, LoRAMethod
+from lightning_styles.models.adapters import MOST_RANK, routed
 from lightning_styles.models.orthogonal import BASIS_SEED, add_gaussian_loras, add_orthogonal_loras
 from lightning_styles.pretrained.lora_export import save_lora
 
@@ -27,7 +28,7 @@ BOTH = ((CONTENT, 1.0), (STYLE, 1.0))
 class PairCustomization(LoRAMethod):
     """Learn content and style of a pair apart, in two LoRAs; only the style LoRA is kept for new pictures.
 
-    The content LoRA reconstructs the photo (equation 5); from `style_from` on the style LoRA, on top of the content
+    The content LoRA reconstructs the photo (equation 4); from `style_from` on the style LoRA, on top of the content
     LoRA without its gradient, reconstructs the stylised twin (equation 6).
 
     Args:
@@ -35,7 +36,7 @@ class PairCustomization(LoRAMethod):
         style_from: iterations in which the content LoRA learns alone.
         content_rank: of the content LoRA, whose alpha is its rank.
         style_rank: of the style LoRA, likewise.
-        down: the down matrices A: "orthogonal" to each other and fixed (section 4.2), or the ablation "gaussian",
+        down: the down matrices A: "orthogonal" to each other and fixed (section 3.2), or the ablation "gaussian",
             trained.
         updates: "sequential" steps, in which the style sees the content LoRA that this iteration has moved (official
             code), or one "joint" step on the sum of both losses (equation 7), which is cheaper.
@@ -48,6 +49,7 @@ class PairCustomization(LoRAMethod):
         drawing: settings of `LoRAMethod`.
     """
 
+    needs = LoRAMethod.needs | {"fit": (Needs((*PAIR, "row"), ("views",)),)}
     formats = {
         "kohya": "style_lora.safetensors",
         "diffusers": "pytorch_lora_weights.safetensors",
@@ -74,8 +76,9 @@ class PairCustomization(LoRAMethod):
         **drawing: Any,
     ) -> None:
         super().__init__(style_phrase=style_phrase, **drawing)
-        at_least(1, content_rank=content_rank, style_rank=style_rank)
-        at_least(0, style_from=style_from, lr=lr, weight_decay=weight_decay, noise_offset=noise_offset)
+        within(1, MOST_RANK, content_rank=content_rank, style_rank=style_rank)
+        at_least(0, style_from=style_from, lr=lr, weight_decay=weight_decay)
+        at_least(0, noise_offset=noise_offset, snr_gamma=snr_gamma)
         if not style_phrase.strip():
             raise UserError('style_phrase is empty; say how the twin differs, for example "in digital art style".')
         if style_from >= self.iterations:
@@ -120,7 +123,7 @@ class PairCustomization(LoRAMethod):
         self.total_loss({name: loss.detach() for name, loss in losses.items()}, {})
 
     def content_loss(self, batch: dict[str, Any], z_c: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """|| eps - eps_{theta_0 + B_c}(z_c, t, c) ||^2 (equation 5)."""
+        """|| eps - eps_{theta_0 + B_c}(z_c, t, c) ||^2 (equation 4)."""
         time_ids = self.time_ids(batch["content"], batch["content_size"], batch["crop"])
         with routed(self.unet, CONTENT):
             eps_hat = self.denoise(self.schedule.add_noise(z_c, eps, t), t, batch["prompt"], time_ids)

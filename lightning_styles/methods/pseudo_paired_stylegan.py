@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_styles import noise
-from lightning_styles.errors import UserError, at_least, check_keys
-from lightning_styles.files import existing
-from lightning_styles.imaging import find_images
+from lightning_styles.batches import Needs
+from lightning_styles.errors import UserError, at_least, check_keys, weights_of, within
 from lightning_styles.losses.gan import generator_loss
 from lightning_styles.losses.semantic import perceptual_distance, semantic_distance, shrink
 from lightning_styles.methods.finetuned_stylegan import without_gradients
@@ -27,7 +26,6 @@ from lightning_styles.models.psp import Space
 from lightning_styles.models.stylegan2.layers import full_precision
 from lightning_styles.models.stylegan2.mixing import truncate
 from lightning_styles.models.stylegan2.pairing import PairSettings
-from lightning_styles.square import open_square
 
 TERMS = {"adversarial": 1.0, "semantic": 1.0, "paired": 1.0}
 PREVIEWS = 4
@@ -86,14 +84,15 @@ class PseudoPairedStyleGAN(StylizedFaces):
         reference_steps: of the search for its styles, which are then kept in `cache`.
         paste_back: put faces that were cut out of photographs back there.
         feature_cache: GB of memory for what the style pictures look like to the perceptual network.
-        style_images: folder of style pictures that `fid` compares with in `test`; None compares with those of the data,
-            and where the data have none, with the twins.
         semantic_samples: pictures of the semantic distance of G and G' in `validate` and `test`; 0 leaves it out.
         cache: folder of G*, the pairs and the references.
-        metrics: name -> network or folder for `validate` and `test`, see `lightning_styles.metrics`.
+        metrics: name -> network or folder for `validate` and `test`, see `lightning_styles.metrics`; the style pictures
+            of the data are the style_images where it names none.
         seed: key of all randomness.
     """
 
+    folders = ("cache",)
+    needs = StylizedFaces.needs | {"fit": (Needs(("image",), ("squares",)),), "prepare": (Needs(data=("squares",)),)}
     fit_only = ("lpips", "perceptual", "identity", "finetuned")
     trained_first = True
     judge: Any
@@ -143,22 +142,20 @@ class PseudoPairedStyleGAN(StylizedFaces):
         reference_steps: int = 1000,
         paste_back: bool = False,
         feature_cache: float = 8.0,
-        style_images: str | None = None,
         semantic_samples: int = 0,
         cache: str = "runs/pseudo_pairs",
         metrics: dict[str, str] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(iterations=iterations, seed=seed, metrics=metrics)
-        check_keys("weights", weights or {}, TERMS)
         check_keys("policies", policies or [], POLICIES)
-        self.terms = TERMS | (weights or {})
+        self.terms = weights_of(weights, TERMS)
         at_least(1, r1_every=r1_every, path_every=path_every, pair_batch=pair_batch, ada_ramp=ada_ramp)
         at_least(1, finetune_iterations=finetune_iterations)
-        at_least(0, lr=lr, r1=r1, path=path, identity_weight=identity_weight, freeze_d=freeze_d, **self.terms)
-        for name, share in {"mixing": mixing, "z_plus": z_plus, "ema": ema, "ada_start": ada_start}.items():
-            if not 0 <= share <= 1:
-                raise UserError(f"{name} is {share}; expected a number from 0 to 1.")
+        at_least(0, lr=lr, r1=r1, path=path, identity_weight=identity_weight, freeze_d=freeze_d)
+        at_least(0, feature_cache=feature_cache, semantic_samples=semantic_samples)
+        within(0, 1, mixing=mixing, z_plus=z_plus, ema=ema, ada_start=ada_start)
+        within(-1, 1, ada_target=ada_target)
         if lpips is not None and perceptual is not None:
             raise UserError("set one of model.lpips (trunk of LPIPS) and model.perceptual, not both.")
         if lpips is None and perceptual is None and (self.terms["semantic"] or self.terms["paired"]):
@@ -269,12 +266,6 @@ class PseudoPairedStyleGAN(StylizedFaces):
             return perceptual_distance(self.judge, image, self.targets.maps(chosen)).mean()
 
     # ---- evaluation
-
-    def style_pictures(self) -> Tensor | None:
-        if not self.hparams.style_images:
-            return super().style_pictures()
-        files = find_images(existing(self.hparams.style_images))
-        return torch.cat([open_square(file, self.source.size, "crop") for file in files])
 
     def _log_evaluation(self, stage: str) -> None:
         super()._log_evaluation(stage)

@@ -15,7 +15,7 @@ from lightning_styles.files import replacing
 from lightning_styles.imaging import read_image, save_png
 from lightning_styles.losses.semantic import Judge, shrink
 from lightning_styles.models.stylegan2.pairing import Level, PairNetworks, PairSettings, best_levels, pseudo_pairs
-from lightning_styles.pretrained.weights import read_safetensors
+from lightning_styles.reading import read_made, tensor
 from lightning_styles.sheet import labelled
 
 SHOWN = 40  # style pictures on the sheet of all
@@ -66,12 +66,14 @@ class PairFiles:
         made_of: fingerprints of the networks that take part.
         settings: of the pipeline.
         seed: of the noise maps of level 2.
+        shape: levels, layers L and length D of the codes w.
     """
 
     folder: Path
     made_of: tuple[str, ...]
     settings: PairSettings
     seed: int
+    shape: tuple[int, int, int]
 
     def find(
         self,
@@ -91,11 +93,14 @@ class PairFiles:
             after_batch: called after each batch of new pairs is written.
 
         """
-        missing = [style for style in styles if not self.file(style).exists()]
+        files = [(self.file(style), self.file(style).with_suffix(".png")) for style in styles]
+        missing = [style for style, own in zip(styles, files, strict=True) if not all(map(Path.exists, own))]
         if missing:
             self._make(missing, load(), device, after_batch)
             self._write_sheet(styles)
-        found = [read_safetensors(self.file(style))[0] for style in styles]
+        scores = tensor(self.shape[0])
+        content = {"w": tensor(*self.shape), "perceptual": scores, "identity": scores}
+        found = [read_made(file, content) for file, _ in files]
         scores = torch.stack([pair["perceptual"] + pair["identity"] for pair in found])
         chosen = best_levels(scores) if level is None else torch.full((len(styles),), level - 1)
         w = torch.stack([pair["w"][index] for pair, index in zip(found, chosen.tolist(), strict=True)])
@@ -141,7 +146,7 @@ class PairFiles:
         tensors = {name: torch.stack([getattr(x, name) for x in levels]) for name in ("w", "perceptual", "identity")}
         tensors["z"] = torch.stack([level.z for level in levels if level.z is not None])
         with replacing(path) as temporary:
-            save_file({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+            save_file({name: values.float().cpu().contiguous() for name, values in tensors.items()}, temporary)
 
     def _write_sheet(self, styles: Sequence[Style]) -> None:
         strips = [read_image(self.file(style).with_suffix(".png")) for style in styles[:SHOWN]]

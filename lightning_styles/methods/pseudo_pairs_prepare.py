@@ -13,6 +13,7 @@ from torch import nn
 
 from callbacks.interruption import EndsWithRun, end_preparation_if_asked, without_lightnings_handlers
 from lightning_styles import noise
+from lightning_styles.checkpoint_fields import check_resumable
 from lightning_styles.checkpoint_io import WholeFiles
 from lightning_styles.console import say
 from lightning_styles.errors import UserError
@@ -27,6 +28,8 @@ from lightning_styles.pretrained import fingerprint, locate
 from lightning_styles.pretrained.psp import PSP
 from lightning_styles.pretrained.stylegan2 import StyleGAN2, load_stylegan2, save_stylegan2
 from lightning_styles.progress import IterationBar
+from lightning_styles.reading import MADE_AGAIN, expect, tensor
+from lightning_styles.runs import read_checkpoint
 
 ENLARGED = 4  # times, at most, is a style picture enlarged
 EVERY = 100  # iterations between checkpoints of G*
@@ -145,6 +148,8 @@ class Preparation:
         folder = path.with_suffix("")
         trainer = self._trainer(folder)
         begun = max(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime, default=None)
+        if begun is not None:
+            check_begun(begun)
         trainer.fit(plain, datamodule=data, ckpt_path=begun, weights_only=True)
         save_stylegan2(path, StyleGAN2(plain.average, plain.mean))
         shutil.rmtree(folder, ignore_errors=True)
@@ -195,7 +200,8 @@ class Preparation:
         networks = [fingerprint(locate(h[key], kind)) if h[key] else "" for key, kind in kinds.items()]
         finetuned = fingerprint(self.finetuned_file()) if h.finetuned else self.finetuned_key
         made_of = (fingerprint(locate(h.source, "stylegan2")), finetuned, str(h.encoder_space), *networks)
-        return PairFiles(self.folder, made_of, self.method.pair_settings, h.seed)
+        shape = (3 if h.refiner else 2, self.source.generator.n_latent, self.source.generator.style_dim)
+        return PairFiles(self.folder, made_of, self.method.pair_settings, h.seed, shape)
 
     def _networks(self) -> PairNetworks:
         from lightning_styles.pretrained.networks import load_identity
@@ -222,11 +228,36 @@ class Preparation:
         return load_encoder(name, space, self.source.generator, self.h.source, self.device)
 
     def _finetuned(self) -> Generator:
-        found, ours = load_stylegan2(self.finetuned_file()).generator, self.source.generator
-        if shapes(found) != shapes(ours):
+        file = self.finetuned_file()
+        if not self.h.finetuned:
+            return self._own_finetuned(file)
+        found = load_stylegan2(file).generator
+        if shapes(found) != shapes(self.source.generator):
             raise UserError(f"model.finetuned, {self.h.finetuned}, is no copy of {self.h.source}: it has another "
                             "architecture; give one that was finetuned from it, or null to train it.")  # fmt: skip
         return found
+
+    def _own_finetuned(self, file: Path) -> Generator:
+        """G* from a file that was made here."""
+        try:
+            found = load_stylegan2(file).generator
+        except UserError as error:  # says to get it from where it came from
+            raise UserError(f"{file} is damaged; {MADE_AGAIN}.") from error
+        sizes = {name: tensor(*size) for name, size in shapes(self.source.generator).items()}
+        expect(found.state_dict(), sizes, file, MADE_AGAIN)
+        return found
+
+
+def check_begun(file: Path) -> None:
+    """Refuse a checkpoint from which G* cannot be trained on.
+
+    Raises:
+        UserError: it is damaged, or was changed.
+    """
+    try:
+        check_resumable(read_checkpoint(file), file)
+    except UserError as error:
+        raise UserError(f"{file} is damaged; remove it, and G* is trained from the start.") from error
 
 
 def shapes(network: nn.Module) -> dict[str, torch.Size]:

@@ -19,7 +19,7 @@ from lightning_styles.models.stylegan2 import Generator
 from lightning_styles.models.stylegan2.factorization import VSpace, factorize, modulation_weights
 from lightning_styles.models.stylegan2.layers import full_precision
 from lightning_styles.models.stylegan2.stylize import invert_reference
-from lightning_styles.pretrained.weights import read_safetensors
+from lightning_styles.reading import read_made, tensor
 from lightning_styles.sheet import labelled_row
 
 
@@ -54,7 +54,9 @@ class References:
         path = self.folder / f"reference_{style.name}_{key:016x}.safetensors"
         if not path.exists():
             self._make(path, style, generator, mean)
-        stored = {name: tensor.to(mean.device) for name, tensor in read_safetensors(path)[0].items()}
+        count = len(mean)
+        content = {"v": tensor(count), "singular_values": tensor(count), "directions": tensor(count, count)}
+        stored = {name: values.to(mean.device) for name, values in read_made(path, content).items()}
         return VSpace(stored["singular_values"], stored["directions"]), stored["v"]
 
     @torch.inference_mode(False)  # what is loaded in `predict` could not be differentiated through
@@ -74,7 +76,7 @@ class References:
         save_png(path.with_suffix(".png"), labelled_row(columns), {"distance": float(found.distance)})
         tensors = {"v": found.code[0], "singular_values": space.singular_values, "directions": space.directions}
         with replacing(path) as temporary:
-            save_file({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+            save_file({name: values.float().cpu().contiguous() for name, values in tensors.items()}, temporary)
 
 
 def digest(network: nn.Module) -> str:

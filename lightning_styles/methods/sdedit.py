@@ -4,7 +4,8 @@ import logging
 from typing import Any
 
 from lightning_styles import noise
-from lightning_styles.errors import UserError, at_least
+from lightning_styles.batches import EVALUATION, Needs
+from lightning_styles.errors import at_least, within
 from lightning_styles.imaging import pad_to_multiple
 from lightning_styles.module import StyleModule
 from lightning_styles.pretrained import fingerprint, locate
@@ -22,6 +23,7 @@ class SDEdit(StyleModule):
         style: the style in words.
         strength: how far the photo is noised, 0 (the photo itself) to 1 (nothing of it left).
         lora_strength: factor on the style LoRA.
+        lora_partial: take a style LoRA too of which less than 90 % of the layers exist in the base.
         steps: DDIM steps from pure noise; strength * steps of them are taken.
         guidance: classifier-free guidance.
         target_prompt: prompt; {style} and {caption} are filled in.
@@ -29,6 +31,7 @@ class SDEdit(StyleModule):
         seed: key of all randomness.
     """
 
+    needs = dict.fromkeys(EVALUATION, (Needs(("image", "name", "caption")),))
     pipeline: Any
 
     def __init__(
@@ -39,6 +42,7 @@ class SDEdit(StyleModule):
         style: str,
         strength: float = 0.5,
         lora_strength: float = 0.8,
+        lora_partial: bool = False,
         steps: int = 50,
         guidance: float = 4.5,
         target_prompt: str = "{style}, {caption}",
@@ -47,10 +51,9 @@ class SDEdit(StyleModule):
     ) -> None:
         super().__init__(iterations=1, seed=seed, metrics=metrics)
         check_prompts(target_prompt=target_prompt)
-        at_least(1, steps=steps)
+        within(1, 1000, steps=steps)
         at_least(0, guidance=guidance)
-        if not 0 <= strength <= 1:
-            raise UserError(f"strength is {strength}; expected 0 (the photo itself) to 1 (nothing of it left).")
+        within(0, 1, strength=strength)
         self.save_hyperparameters()
 
     @classmethod
@@ -71,7 +74,8 @@ class SDEdit(StyleModule):
         self.base_models = {h.base: base.sha256}
         if h.style_lora:
             lora = locate(h.style_lora, "lora")
-            log.info("style LoRA %s", load_style_lora(base.unet, lora, strength=h.lora_strength))
+            options = {"strength": h.lora_strength, "partial": h.lora_partial}
+            log.info("style LoRA %s", load_style_lora(base.unet, lora, **options))
             base.unet.set_adapter("style")
             self.base_models[h.style_lora] = fingerprint(lora)
         self.unet, self.vae, self.text_encoder, self.multiple = base.unet, base.vae, base.text_encoder, base.multiple

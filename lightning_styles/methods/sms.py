@@ -15,18 +15,24 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles import noise
-from lightning_styles.diffusion import timesteps
+from lightning_styles.batches import EVALUATION, Needs
+from lightning_styles.checkpoint_fields import ANOTHER, CHECKPOINT_KEY
+from lightning_styles.diffusion import latents, timesteps
 from lightning_styles.diffusion.schedules import NoiseSchedule
 from lightning_styles.diffusion.scores import Query, Scores
-from lightning_styles.errors import UserError, at_least
+from lightning_styles.errors import UserError, at_least, weights_of, within
+from lightning_styles.files import file_name
 from lightning_styles.imaging import pad_to_multiple, save_png
 from lightning_styles.losses import score_distillation as distill
 from lightning_styles.losses import spectrum
-from lightning_styles.models.adapters import enable_gradient_checkpointing
-from lightning_styles.module import CHECKPOINT_KEY, StyleModule
+from lightning_styles.models.adapters import MOST_RANK, enable_gradient_checkpointing
+from lightning_styles.module import StyleModule
+from lightning_styles.precision import LOSS_SCALE
 from lightning_styles.pretrained import fingerprint, locate
 from lightning_styles.prompts import check_prompts, fill
+from lightning_styles.reading import expect
 
+WEIGHTS = {"style": 1.0, "identity": 0.0005}
 log = logging.getLogger(__name__)
 
 
@@ -42,6 +48,7 @@ class SMS(StyleModule):
         style: the style in words, as the LoRA knows it, such as "watercolor style".
         real: base of the real and fake scores; None is `base`.
         lora_strength: factor on the style LoRA.
+        lora_partial: take a style LoRA too of which less than 90 % of the layers exist in the base.
         lora_text_encoder: also apply the LoRA's text-encoder part to the style model's prompts (official code: no).
         iterations: N of each picture.
         objective: the gradient g: "sms" and "vsd" match scores and learn a fake one, "sds", "dds" and "pds" do not.
@@ -49,10 +56,14 @@ class SMS(StyleModule):
         identity: what ties the result to the source: "progressive" spectrum (SMS), "fixed" 30 % of the spectrum,
             "mse" of latents, or "none".
         spectrum_norm: "l1" (official code, to which the published weights belong) or the paper's squared "l2".
-        weights: factors on the gradients of the terms `style` and `identity`.
-        sampling: timesteps of the generator: adaptive "narrowing" (SMS), "uniform" below t = 500, "linear"
-            annealing, or "full" range up to t = 979 (VSD, SDS, DDS, PDS).
-        fake_sampling: timesteps of the fake score: "code" stays below t = 500, "paper" goes up to 979.
+        weights: factors on the gradients of the terms `style` and `identity`; 1 and 0.0005 (official code) where left
+            out.
+        sampling: timesteps of the generator: adaptive "narrowing" (SMS), "uniform" below t_max, "linear" annealing, or
+            the "full" range up to t = 979 whatever t_max is (VSD, SDS, DDS, PDS).
+        fake_sampling: timesteps of the fake score: "code" stays below t_max, "paper" goes up to 979.
+        t_min: smallest timestep t that is drawn, of 1000.
+        t_max: end of the timesteps; at t_max the progressive spectrum term protects every frequency.
+        grid_steps: L, length of the even grid from which t is drawn; the weight w_t looks one step of it back.
         fake_weight: weight of the fake score's loss: "alpha_bar_squared" (official code) or "none" (paper).
         guidance: classifier-free guidance of every score.
         edit_prompt: prompt of the relevance map; {style} and {caption} are filled in.
@@ -68,13 +79,17 @@ class SMS(StyleModule):
         rank: of the fake score's LoRA.
         alpha: of the fake score's LoRA; it is scaled by alpha / rank.
         posterior: take a "sample" (official code) or the "mode" of the VAE's posterior as source latent.
-        frozen_precision: of the UNets' frozen weights; "auto" is bfloat16 on a GPU and float32 elsewhere.
+        frozen_precision: of the UNets' frozen weights, whatever the trainer's precision; "auto" is float16 on a GPU and
+            float32 elsewhere. At guidance 4.5 float16 puts R g of the embedded models off by 0.7 to 3 %, bfloat16 by 5
+            to 22 %, most where the fake score still equals the real one.
         compile: compile the UNets with torch.compile.
         gradient_checkpointing: recompute the UNet's activations in the fake score's backward: less memory, slower.
         metrics: name -> network or folder for `validate` and `test`, see `lightning_styles.metrics`.
         seed: key of all randomness.
     """
 
+    needs = {"fit": (Needs(data=("pictures",)),)}
+    needs |= dict.fromkeys(EVALUATION, (Needs(("image", "name", "caption")),))
     vae: Any
     encoders: dict[str, Any]
     z_src: Tensor
@@ -87,15 +102,19 @@ class SMS(StyleModule):
         style: str,
         real: str | None = None,
         lora_strength: float = 0.8,
+        lora_partial: bool = False,
         lora_text_encoder: bool = False,
         iterations: int = 500,
         objective: Literal["sms", "vsd", "sds", "dds", "pds"] = "sms",
         relevance: bool = True,
         identity: Literal["progressive", "fixed", "mse", "none"] = "progressive",
         spectrum_norm: Literal["l1", "l2"] = "l1",
-        weights: dict[str, float],
+        weights: dict[str, float] | None = None,
         sampling: Literal["narrowing", "uniform", "linear", "full"] = "narrowing",
         fake_sampling: Literal["code", "paper"] = "code",
+        t_min: int = 20,
+        t_max: int = 500,
+        grid_steps: int = 500,
         fake_weight: Literal["alpha_bar_squared", "none"] = "alpha_bar_squared",
         guidance: float = 4.5,
         edit_prompt: str = "Turn into {style}",
@@ -119,11 +138,11 @@ class SMS(StyleModule):
         super().__init__(iterations=iterations, seed=seed, metrics=metrics)
         if not style.strip():
             raise UserError('style is empty; describe it in words, for example --model.style "watercolor style".')
-        unknown = weights.keys() - {"style", "identity"}
-        if unknown:
-            raise UserError(f"weights has {', '.join(sorted(unknown))}; it takes style and identity.")
+        self.terms = weights_of(weights, WEIGHTS)
         check_prompts(edit_prompt=edit_prompt, target_prompt=target_prompt, source_prompt=source_prompt)
-        at_least(1, rank=rank)
+        timesteps.check_range(grid_steps, t_min, t_max)
+        within(1, MOST_RANK, rank=rank)
+        at_least(0, alpha=alpha)
         at_least(0, warmup=warmup, lr=lr, fake_lr=fake_lr, eps=eps, weight_decay=weight_decay, guidance=guidance)
         self.save_hyperparameters()
         self.names: list[str] = []
@@ -169,7 +188,7 @@ class SMS(StyleModule):
             )
         self.vae, self.multiple = base.vae, base.multiple
         self.schedule = NoiseSchedule.from_config(base.scheduler).to(self.run_device)
-        self.grid = self.schedule.grid(500)
+        self.grid = self.schedule.grid(h.grid_steps)
         # A plain attribute: the text encoders stay on the CPU, prompts are embedded once.
         encoders = {"base": base.text_encoder, "style": base.text_encoder}
         self.__dict__["encoders"], self.tokenizer = encoders, base.tokenizer
@@ -178,11 +197,12 @@ class SMS(StyleModule):
                 encoders["style"] = deepcopy(base.text_encoder)
             text_encoder = encoders["style"] if h.lora_text_encoder else None
             lora = locate(h.style_lora, "lora")
-            report = load_style_lora(base.unet, lora, strength=h.lora_strength, text_encoder=text_encoder)
+            options = {"strength": h.lora_strength, "partial": h.lora_partial}
+            report = load_style_lora(base.unet, lora, text_encoder=text_encoder, **options)
             log.info("style LoRA %s", report)
             self.base_models[h.style_lora] = fingerprint(lora)
         self.scores = Scores(base.unet, real.unet, has_lora=h.style_lora is not None)
-        self.scores.to(self.frozen_dtype(h.frozen_precision))
+        self.scores.to(self.frozen_dtype(h.frozen_precision, torch.float16))
         if h.compile:
             for unet in {id(u): u for u in (base.unet, real.unet)}.values():
                 unet.compile()
@@ -248,12 +268,10 @@ class SMS(StyleModule):
         """z_tgt = z_src = E(x), fake scores = real score."""
         padded, _ = pad_to_multiple(self.images, self.multiple)
         for i, name in enumerate(self.names):
-            posterior = self.vae.encode(padded[i : i + 1].to(self.vae.dtype)).latent_dist
-            z = posterior.mean.float()
+            z, std = latents.posterior(self.vae, padded[i : i + 1])
             if self.hparams.posterior == "sample":
-                draw = torch.randn(z.shape, generator=noise.generator(self.seed, name, "posterior"))
-                z = z + posterior.std.float() * draw.to(z)
-            self.z_src[i] = z[0] * self.vae.config.scaling_factor
+                z = z + std * torch.randn(z.shape, generator=noise.generator(self.seed, name, "posterior")).to(z)
+            self.z_src[i] = z[0]
             if self.learns_fake:
                 self.scores.reset_fake(i, noise.generator(self.seed, name, "fake"))
         self.z_tgt.data.copy_(self.z_src)
@@ -261,24 +279,23 @@ class SMS(StyleModule):
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """Pictures (P, 3, H, W) in [-1, 1] of latents, cropped to the size of the source."""
-        z = (z / self.vae.config.scaling_factor).to(self.vae.dtype)
-        images = torch.cat([self.vae.decode(one).sample for one in z.split(1)]).float().clamp(-1, 1)
+        images = torch.cat([latents.to_pixels(self.vae, one) for one in z.split(1)]).float().clamp(-1, 1)
         return images[..., : self.images.shape[-2], : self.images.shape[-1]]
 
     # ---- the algorithm
 
     def named_optimizers(self) -> dict[str, tuple[Optimizer, LambdaLR | None]]:
         h = self.hparams
-        latents: Optimizer = (
+        generator: Optimizer = (
             AdamW([self.z_tgt], lr=h.lr, eps=h.eps, weight_decay=h.weight_decay)
             if h.optimizer == "adamw"
             else SGD([self.z_tgt], lr=h.lr)
         )
-        schedule = LambdaLR(latents, lambda i: timesteps.generator_lr_factor(i, self.iterations, h.warmup))
-        named: dict[str, tuple[Optimizer, LambdaLR | None]] = {"generator": (latents, schedule)}
+        schedule = LambdaLR(generator, lambda i: timesteps.generator_lr_factor(i, self.iterations, h.warmup))
+        named: dict[str, tuple[Optimizer, LambdaLR | None]] = {"generator": (generator, schedule)}
         if self.learns_fake:
             fakes = self.scores.fake_parameters(len(self.z_tgt))
-            named["fake"] = (AdamW(fakes, lr=h.fake_lr, weight_decay=0.0), None)
+            named["fake"] = (AdamW(fakes, lr=h.fake_lr, eps=1e-8 * LOSS_SCALE, weight_decay=0.0), None)
         return named
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -286,14 +303,13 @@ class SMS(StyleModule):
 
     def iterate(self) -> None:
         """One iteration of Algorithm 1: move the latents, then let the fake scores follow them."""
-        weights = self.hparams.weights
         index, eps = self.draw("generator", self.generator_range())
         t, t_prev = self.grid[index], self.grid[index - 1]
         g, R = self.distill(t, t_prev, eps)
         style, style_gradient = distill.style_loss(g, R)
         identity, identity_gradient = self.identity(t)
         losses = {"style": style.sum(), "identity": identity.sum()}
-        gradient = weights.get("style", 1.0) * style_gradient + identity_gradient
+        gradient = self.terms["style"] * style_gradient + identity_gradient
         self.optimize("generator", self.z_tgt, gradient)
         if self.learns_fake:
             index, eps = self.draw("fake", self.fake_range())
@@ -331,7 +347,7 @@ class SMS(StyleModule):
     @torch.no_grad()
     def identity(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Value (P,) of the identity term, its weight included, and its gradient (P, 4, h, w)."""
-        h, weight = self.hparams, self.hparams.weights.get("identity", 0.0)
+        h, weight = self.hparams, self.terms["identity"]
         z_tgt, z_src = self.z_tgt, self.z_src
         rows, columns = z_tgt.shape[-2:]
         if h.identity == "none":
@@ -341,7 +357,7 @@ class SMS(StyleModule):
         if h.identity == "fixed":
             thr = torch.full_like(t, spectrum.fixed_threshold(rows, columns))
         else:
-            thr = spectrum.threshold(t, rows, columns)
+            thr = spectrum.threshold(t, rows, columns, h.t_max)
         mask = spectrum.low_pass_mask(rows, columns, thr)
         return spectrum.spectrum_loss(z_tgt, z_src, mask, weight, h.spectrum_norm)
 
@@ -351,7 +367,8 @@ class SMS(StyleModule):
         (eps_fake,) = self.scores([Query("fake", z_t, self.text["tgt"][:, :1])], t)
         weight = self.hparams.fake_weight
         loss = distill.fake_score_loss(eps_fake[:, 0], eps, self.schedule.alpha_bar(t), weight).sum()
-        self.optimize("fake", loss)
+        with torch.autocast(t.device.type, enabled=False):  # the way back, as the way there
+            self.optimize("fake", LOSS_SCALE * loss)
         return loss
 
     def draw(self, purpose: str, bounds: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -363,15 +380,21 @@ class SMS(StyleModule):
 
     def generator_range(self) -> tuple[int, int]:
         """Grid indices that the latents' step may draw."""
-        sampling = self.hparams.sampling
-        if sampling == "full":
-            return timesteps.plain_range()
-        return timesteps.generator_range(sampling, self.iteration, self.iterations)
+        return self._range(self.hparams.sampling)
 
     def fake_range(self) -> tuple[int, int]:
-        """Grid indices that the fake scores' step may draw; up to the end wherever the latents' step goes there."""
-        full = self.hparams.sampling == "full"
-        return timesteps.fake_range("paper" if full else self.hparams.fake_sampling)
+        """Grid indices that the fake scores' step may draw; up to the end wherever the latents' step goes there.
+
+        The paper's U(t_min, t_max) has the two ratios of the official config. The official code never passes the bound
+        of the latents' step, which overwrites that config; beyond it the fake score is never asked either.
+        """
+        full = self.hparams.sampling == "full" or self.hparams.fake_sampling == "paper"
+        return self._range("full" if full else "uniform")
+
+    def _range(self, strategy: timesteps.Strategy) -> tuple[int, int]:
+        h = self.hparams
+        bounds = {"L": h.grid_steps, "t_min": h.t_min, "t_max": h.t_max}
+        return timesteps.index_range(strategy, self.iteration, self.iterations, **bounds)
 
     # ---- results
 
@@ -404,16 +427,16 @@ class SMS(StyleModule):
         if folder is not None and self.trainer.is_global_zero:
             self.results = Path(folder) / "results"
             for name, source, result in zip(self.names, self.images, self.decode(self.z_tgt), strict=True):
-                save_png(self.results / f"{name}.png", result, dict(self.hparams))
-                save_png(self.results / f"{name}_before_after.png", torch.cat([source, result], dim=-1))
+                save_png(self.results / file_name(name, ".png"), result, dict(self.hparams))
+                save_png(self.results / file_name(name, "_before_after.png"), torch.cat([source, result], dim=-1))
 
     def closing_lines(self) -> list[str]:
         if not hasattr(self, "results"):
             return []
-        first = self.results / self.names[0]
+        shown = [self.results / file_name(self.names[0], end) for end in (".png", "_before_after.png")]
         return [
-            f"stylized picture:  {first}.png",
-            f"before and after:  {first}_before_after.png",
+            f"stylized picture:  {shown[0]}",
+            f"before and after:  {shown[1]}",
             f"TensorBoard:       tensorboard --logdir {self.results.parent}",
             f"Next:              python -m lightning_styles stylize PHOTOS --style {self.results.parent} --out out",
         ]
@@ -429,4 +452,5 @@ class SMS(StyleModule):
             checkpoint["state_dict"] = {}
             return
         super().on_load_checkpoint(checkpoint)
+        expect(checkpoint[CHECKPOINT_KEY], {"pictures": [str]}, f"{self.trainer.ckpt_path}: {CHECKPOINT_KEY}", ANOTHER)
         self.names, self._restored = checkpoint[CHECKPOINT_KEY]["pictures"], True

@@ -1,4 +1,4 @@
-"""StyleGuidance: pictures in the styles of LoRA files from anywhere, also blended (arXiv 2405.01536, section 4.3)."""
+"""StyleGuidance: pictures in the styles of LoRA files from anywhere, also blended (arXiv 2405.01536, section 3.3)."""
 
 import logging
 from typing import Any, TypedDict
@@ -31,10 +31,11 @@ class StyleGuidance(LoRAMethod):
 
     Args:
         styles: LoRA files with their words and shares.
+        lora_partial: take LoRAs too of which less than 90 % of the layers exist in the base.
         drawing: settings of `LoRAMethod`.
     """
 
-    def __init__(self, *, styles: list[StyleFile], **drawing: Any) -> None:
+    def __init__(self, *, styles: list[StyleFile], lora_partial: bool = False, **drawing: Any) -> None:
         super().__init__(iterations=1, **drawing)
         if not styles:
             raise UserError("styles is empty; name at least one LoRA, as {lora: FILE, phrase: WORDS, share: 1.0}.")
@@ -50,11 +51,9 @@ class StyleGuidance(LoRAMethod):
 
         for number, style in enumerate(self.hparams.styles):
             path = locate(style["lora"], "lora")
-            encoder = self.base.text_encoder
-            log.info(
-                "style LoRA %s",
-                load_style_lora(self.unet, path, text_encoder=encoder, name=f"style{number}", strength=1.0),
-            )
+            encoders = {"text_encoder": self.base.text_encoder, "text_encoder_2": self.base.text_encoder_2}
+            options = {"name": f"style{number}", "strength": 1.0, "partial": self.hparams.lora_partial}
+            log.info("style LoRA %s", load_style_lora(self.unet, path, **encoders, **options))
             self.base_models[style["lora"]] = fingerprint(path)
 
     def styled(self, strength: float) -> list[Any]:

@@ -12,9 +12,10 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles import noise
-from lightning_styles.errors import at_least
+from lightning_styles.batches import Needs
+from lightning_styles.errors import at_least, within
 from lightning_styles.methods.lora_method import ATTENTION, STYLE, LoRAMethod
-from lightning_styles.models.adapters import adapter_parameters, add_lora, routed
+from lightning_styles.models.adapters import MOST_RANK, adapter_parameters, add_lora, routed
 
 
 class StyleLoRA(LoRAMethod):
@@ -33,6 +34,8 @@ class StyleLoRA(LoRAMethod):
         drawing: settings of `LoRAMethod`.
     """
 
+    needs = LoRAMethod.needs | {"fit": (Needs(("image", "caption")), Needs(("style", "prompt", "style_size", "crop")))}
+
     def __init__(
         self,
         *,
@@ -45,8 +48,9 @@ class StyleLoRA(LoRAMethod):
         **drawing: Any,
     ) -> None:
         super().__init__(**drawing)
-        at_least(1, rank=rank)
-        at_least(0, lr=lr, weight_decay=weight_decay, caption_dropout=caption_dropout)
+        within(1, MOST_RANK, rank=rank)
+        at_least(0, alpha=alpha, lr=lr, weight_decay=weight_decay)
+        within(0, 1, caption_dropout=caption_dropout)
         self.save_hyperparameters()
 
     def add_adapters(self) -> None:

@@ -56,7 +56,7 @@ class Twins:
         network = locate(self.domain_model, "guided-diffusion")
         made_of = (fingerprint(style_image), fingerprint(network))
         recipe = (self.candidates, self.resolution, self.fit_to_square, self.t0, self.lpips, self.perceptual, self.seed)
-        name = f"{style_image.stem}_{noise.number(*map(str, (*made_of, *recipe))):016x}.png"
+        name = f"{style_image.stem[:40]}_{noise.number(*map(str, (*made_of, *recipe))):016x}.png"
         if not (self.folder / name).exists():
             self._make(self.folder / name, network, style_image, device)
         return self.folder / name

@@ -10,12 +10,13 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from lightning_styles.errors import UserError
+from lightning_styles.metrics.pictures import check_pictures
 
 PAIRS = 16  # seen by the network at once
 
 
 class Diversity(Metric):
-    """Mean distance of two pictures of a group, averaged over groups (arXiv 2405.01536, section 5).
+    """Mean distance of two pictures of a group, averaged over groups (arXiv 2405.01536, equation 12).
 
     Groups of one picture do not count. Pictures are kept in 8 bits until `compute`.
 
@@ -37,6 +38,7 @@ class Diversity(Metric):
 
     def update(self, images: Tensor, group: Tensor) -> None:
         """Add `images` (B, 3, H, W) in [-1, 1]; `group` (B,) int64 says which belong together, on all ranks alike."""
+        check_pictures("diversity", images)
         size = torch.tensor(images.shape[-2:], device=images.device).expand(len(images), 2)
         self.labels.append(torch.cat([group.to(images.device)[:, None].long(), size], dim=1))
         self.pixels.append(((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().flatten())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, interpolate
 
 from lightning_styles.errors import UserError
+from lightning_styles.metrics.pictures import check_pictures
 from lightning_styles.pretrained import locate
 from lightning_styles.pretrained.weights import check_fit, read_torch
 
@@ -46,6 +47,7 @@ class DreamSim(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Embeddings (B, D) of `images` (B, 3, H, W) in [-1, 1]."""
+        check_pictures("dreamsim", images)
         for extractor in getattr(self.network, "extractor_list", ()):
             extractor.device = images.device  # where it sends its projection, which is no parameter
         return self.network.embed(prepared(images))

@@ -6,84 +6,72 @@
 | lpips | trunk of torchvision | the same two by LPIPS, in place of perceptual |
 | identity | identity network | `identity`: cosine similarity of result and source |
 | structure | structure network | `structure`: difference of the self-similarities of result and source |
-| style_features | perceptual network | `fid`, `kid`, and with a content distance `artfid` |
-| inception | weights of FID's Inception | the same by Inception, in place of style_features |
+| inception | weights of FID's Inception | `fid`, `kid` |
+| art_inception | weights of ArtFID's Inception | `artfid`, with the trunk AlexNet as lpips; `artfid_style`, its FID |
+| style_features | perceptual network | `fd`, `kd`, and with a content distance `artfd`: the same in its features |
 | dreamsim | folder of DreamSim's files | `dreamsim_content`, `dreamsim_twin`: as content and twin |
+| style_images | picture or folder | what results are compared with as the style, in place of the twins |
+
+Distances are taken at the size of the results. Pictures of `style_images` are read as middle squares of the results'
+shorter side.
 
 Beside `content` and `twin` stand `content_rel` and `twin_rel`, the same in units of the distance from source to twin: a
 result that is the source has 0 and 1, the exact answer 1 and 0. So styles of different strength can be averaged.
 
 Always: `n` pictures; where the exact answer is known `twin_l1`, its pixel distance; against the style images
 `spectrum`, the difference of the radially averaged power spectra in decades. Where pictures are of the same prompt,
-`diversity` and `dreamsim_diversity`: their distances from each other by the same networks.
+`diversity` and `dreamsim_diversity`: their distances from each other by the same networks. `artfid_inf` is ArtFID with
+FID followed to infinitely many pictures, where there are equally many results and style images, more than 5000.
 """
 
 import copy
-import difflib
 import logging
 import math
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, SumMetric
 
 from lightning_styles.errors import UserError
+from lightning_styles.files import existing
+from lightning_styles.imaging import find_images
 from lightning_styles.metrics.diversity import Diversity
 from lightning_styles.metrics.fid import (
+    INFINITE,
     LEAST,
-    FrechetDistance,
-    InceptionFeatures,
-    KernelDistance,
-    PooledFeatures,
+    FeatureSets,
     art_fid,
+    frechet_at_infinity,
+    frechet_distance,
+    kernel_distance,
 )
 from lightning_styles.metrics.identity import IdentitySimilarity
-from lightning_styles.metrics.perceptual import PerceptualDistance, PixelDistance, load_distance
+from lightning_styles.metrics.networks import ABOUT, KINDS, load_distances, load_style_networks, required_models
+from lightning_styles.metrics.perceptual import PerceptualDistance, PixelDistance
+from lightning_styles.metrics.pictures import check_pictures
 from lightning_styles.metrics.rapsd import RadialSpectrum, spectrum_distance
 from lightning_styles.metrics.structure import StructureDistance
+from lightning_styles.square import open_square
 
 log = logging.getLogger(__name__)
 
-KINDS = {
-    "perceptual": "perceptual",
-    "lpips": "lpips",
-    "identity": "identity",
-    "structure": "structure",
-    "style_features": "perceptual",
-    "inception": "inception",
-    "dreamsim": "dreamsim",
-}
-EITHER = (("perceptual", "lpips"), ("style_features", "inception"))
 STYLE_BATCH = 32
 RINGS = 16  # of the spectra, so pictures need 32 pixels each way
-
-
-def required_models(metrics: dict[str, str]) -> list[tuple[str, str]]:
-    """(name or path, kind) of every file that `metrics` reads.
-
-    Raises:
-        UserError: an unknown key, or two keys that exclude each other.
-    """
-    for key in metrics:
-        if key not in KINDS:
-            close = difflib.get_close_matches(key, KINDS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(KINDS)}."
-            raise UserError(f"There is no metric {key!r}: {hint}")
-    for first, second in EITHER:
-        if first in metrics and second in metrics:
-            raise UserError(f"metrics has {first} and {second}, which measure the same; keep one of them.")
-    return list(dict.fromkeys((name, KINDS[key]) for key, name in metrics.items()))
 
 
 class Evaluation(nn.Module):
     """Measures results against their source, their exact stylised twin and a set of style images.
 
-    The twins are the style images unless `set_style_images` gives others. Each rank updates with its own
+    The twins are the style images unless `metrics` or `set_style_images` gives others. Each rank updates with its own
     pictures; `compute` puts the ranks together and returns the same everywhere.
 
     Args:
         metrics: key -> name or path, see the table of this module.
+
+    Raises:
+        UserError: as `required_models`, and for files that hold something else than their key says.
     """
 
     def __init__(self, metrics: dict[str, str]) -> None:
@@ -91,11 +79,12 @@ class Evaluation(nn.Module):
         required_models(metrics)
         self.metrics = dict(metrics)
         self.sizes: set[tuple[int, int]] = set()
-        self.given_style = False
+        self.style_files = find_images(existing(metrics["style_images"])) if "style_images" in metrics else []
+        self.given_style, self.read_style = bool(self.style_files), False
         self.n, self.twin_n, self.style_n = SumMetric(), SumMetric(), SumMetric()
         self.to_source, self.to_twin = nn.ModuleDict(), nn.ModuleDict({"twin_l1": PixelDistance()})
         self.in_groups, self.gaps = nn.ModuleDict(), nn.ModuleDict()
-        for prefix, network in _distances(metrics).items():
+        for prefix, network in load_distances(metrics).items():
             self.to_source[f"{prefix}content"] = PerceptualDistance(network)
             self.to_twin[f"{prefix}twin"] = PerceptualDistance(network)
             self.in_groups[f"{prefix}diversity"] = Diversity(network)
@@ -108,21 +97,20 @@ class Evaluation(nn.Module):
             from lightning_styles.pretrained.networks import load_structure
 
             self.to_source["structure"] = StructureDistance(load_structure(metrics["structure"]))
-        self.features = _style_network(metrics)
-        if self.features is not None:
-            self.fid = FrechetDistance(self.features.num_features)
-            self.kid = KernelDistance(self.features.num_features)
+        features = load_style_networks(metrics)
+        self.features = nn.ModuleDict(features)
+        self.sets = nn.ModuleDict({key: FeatureSets(network.num_features) for key, network in features.items()})
         self.result_spectrum, self.style_spectrum = RadialSpectrum(RINGS), RadialSpectrum(RINGS)
 
     def another(self) -> "Evaluation":
         """An evaluation of other pictures by the same networks, which are not held twice."""
         metrics = [module for module in self.modules() if isinstance(module, Metric)]
-        networks = [self.features, *(network for metric in metrics for network in metric.children())]
-        made = copy.deepcopy(self, {id(network): network for network in networks if network is not None})
+        networks = [*self.features.values(), *(network for metric in metrics for network in metric.children())]
+        made = copy.deepcopy(self, {id(network): network for network in networks})
         for module in made.modules():
             if isinstance(module, Metric):
                 module.reset()
-        made.sizes, made.given_style = set(), False
+        made.sizes, made.given_style, made.read_style = set(), bool(made.style_files), False
         return made
 
     @torch.no_grad()
@@ -142,7 +130,11 @@ class Evaluation(nn.Module):
             source: what they are made from.
             twin: their exact answers.
             group: (B,) int64, the prompt that each is of, for the diversity.
+
+        Raises:
+            UserError: pictures of another shape, type or range.
         """
+        check_pictures("the evaluation", result, source, *([] if twin is None else [twin]))
         result, source = result.float(), source.float()
         self.sizes.add((result.shape[-2], result.shape[-1]))
         self.n.update(len(result))
@@ -155,23 +147,39 @@ class Evaluation(nn.Module):
                 self._add_style(twin)
         if group is not None:
             _update(self.in_groups, result, group)
-        if self.features is not None:
-            features = self.features(result)
-            self.fid.update(features, real=False)
-            self.kid.update(features, real=False)
+        self._add_features(result, style=False)
         self.result_spectrum.update(result)
 
     def _add_style(self, images: Tensor) -> None:
+        check_pictures("the evaluation", images)
         images = images.to(self.n.device, torch.float32)
         self.style_n.update(len(images))
         self.style_spectrum.update(images)
-        if self.features is not None and len(images):
-            features = self.features(images)
-            self.fid.update(features, real=True)
-            self.kid.update(features, real=True)
+        self._add_features(images, style=True)
+
+    def _add_features(self, images: Tensor, style: bool) -> None:
+        for key, features in self.features.items() if len(images) else ():
+            sets = self.sets[key]
+            assert isinstance(sets, FeatureSets)
+            sets.update(features(images), style)
+
+    @torch.no_grad()
+    def _read_style(self) -> None:
+        """Add this rank's share of the files of style images, as large as the results of all ranks."""
+        rank, world = _rank()
+        sizes = [self.sizes]
+        if world > 1:
+            sizes = [set() for _ in range(world)]
+            torch.distributed.all_gather_object(sizes, self.sizes)
+        side = min((side for of_rank in sizes for size in of_rank for side in size), default=0)
+        for file in self.style_files[rank::world] if side else ():
+            self._add_style(open_square(file, side, "crop"))
+        self.read_style = True
 
     def compute(self) -> dict[str, float]:
-        """All values by name; FID and ArtFID are left out, with a warning, for fewer than 16 pictures."""
+        """All values by name; FID and what is made of it are left out, with a warning, for fewer than 16 pictures."""
+        if self.style_files and not self.read_style:
+            self._read_style()
         n, twins, styled = (int(_value(count)) for count in (self.n, self.twin_n, self.style_n))
         if n == 0:
             raise UserError("There was no picture to measure; check data.images.")
@@ -186,46 +194,47 @@ class Evaluation(nn.Module):
         if styled:
             spectra = _computed(self.result_spectrum), _computed(self.style_spectrum)
             values["spectrum"] = float(spectrum_distance(*spectra))
-        if styled and self.features is not None:
-            values |= self._to_style(min(n, styled), values.get("content"))
+            for key in self.features:
+                values |= self._to_style(key, values.get("content"))
         return values
 
-    def _to_style(self, least: int, content: float | None) -> dict[str, float]:
-        assert self.features is not None
-        for real in (True, False):  # a rank without pictures must have a state of the right shape to exchange
-            nothing = torch.zeros(0, self.features.num_features, device=self.kid.device)
-            self.kid.update(nothing, real=real)
-            self.fid.update(nothing, real=real)
-        values = {"kid": _value(self.kid)} if least >= 2 else {}
+    def _to_style(self, key: str, content: float | None) -> dict[str, float]:
+        """What the features of `key` say of both sets."""
+        style, results = _computed(self.sets[key])
+        fid, kid, both = {
+            "inception": ("fid", "kid", ""), "art_inception": ("artfid_style", "", "artfid"),
+            "style_features": ("fd", "kd", "artfd"),
+        }[key]  # fmt: skip
+        least = min(len(style), len(results))
+        values = {kid: kernel_distance(style, results)} if kid and least >= 2 else {}
         if least < LEAST:
             log.log(
                 logging.DEBUG if _rank()[0] else logging.WARNING,
-                "FID left out: %d pictures, it needs at least %d on each side; KID stays.",
-                least,
-                LEAST,
-            )
+                "%s left out: %d results and %d style images, it needs at least %d of each%s.",
+                fid, len(results), len(style), LEAST, f"; {kid} stays" if kid else "",
+            )  # fmt: skip
             return values
-        values["fid"] = _value(self.fid)
-        return values if content is None else values | {"artfid": art_fid(content, values["fid"])}
+        values[fid] = frechet_distance(style, results)
+        if both and content is not None:
+            values[both] = art_fid(content, values[fid])
+            if key == "art_inception" and len(style) == len(results) > INFINITE:
+                values["artfid_inf"] = art_fid(content, frechet_at_infinity(style, results))
+        return values
 
     def notes(self) -> list[str]:
         """What the numbers depend on: networks with their sha256, and the resolution."""
         from lightning_styles.pretrained import fingerprint, locate
 
         used = [
-            f"{key}: {name} (sha256 {fingerprint(locate(name, KINDS[key]))[:12]})" for key, name in self.metrics.items()
+            f"{key}: {name} (sha256 {fingerprint(locate(name, KINDS[key]))[:12]})"
+            for key, name in self.metrics.items()
+            if KINDS[key] != "file"
         ]
         sizes = ", ".join(f"{height} x {width}" for height, width in sorted(self.sizes))
-        lines = [*used, f"resolution: {sizes} (height x width)"]
-        if "inception" in self.metrics:
-            lines.append("fid, kid and artfid: pictures resized to 299 x 299, bilinear, antialiased")
-        if "dreamsim" in self.metrics:
-            lines.append(
-                "dreamsim: ensemble, 1 - cosine similarity, pictures resized to 224 x 224, bicubic, antialiased"
-            )
-        if "style_features" in self.metrics:
-            lines.append("fid, kid and artfid are in features of style_features: comparable only with each other")
-        return lines
+        lines = [*used, f"resolution: {sizes} (height x width), in which all distances of pictures are taken"]
+        if self.style_files:
+            lines.append(f"style images: {self.metrics['style_images']}, {len(self.style_files)}, as middle squares")
+        return lines + [text for key, text in ABOUT.items() if key in self.metrics]
 
 
 def _update(measures: nn.ModuleDict, x: Tensor, y: Tensor) -> None:
@@ -234,7 +243,7 @@ def _update(measures: nn.ModuleDict, x: Tensor, y: Tensor) -> None:
         measure.update(x, y)
 
 
-def _computed(metric: nn.Module) -> Tensor:
+def _computed(metric: nn.Module) -> Any:
     assert isinstance(metric, Metric)
     with warnings.catch_warnings():  # a rank without pictures has never updated, which is no mistake
         warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
@@ -243,28 +252,6 @@ def _computed(metric: nn.Module) -> Tensor:
 
 def _value(metric: nn.Module) -> float:
     return float(_computed(metric))
-
-
-def _distances(metrics: dict[str, str]) -> dict[str, nn.Module]:
-    """The networks that measure how far two pictures are apart, by what the names of their values begin with."""
-    found: dict[str, nn.Module] = {}
-    if "lpips" in metrics or "perceptual" in metrics:
-        found[""] = load_distance(metrics.get("lpips"), metrics.get("perceptual"))
-    if "dreamsim" in metrics:
-        from lightning_styles.metrics.dreamsim import load_dreamsim
-
-        found["dreamsim_"] = load_dreamsim(metrics["dreamsim"])
-    return found
-
-
-def _style_network(metrics: dict[str, str]) -> PooledFeatures | InceptionFeatures | None:
-    if "inception" in metrics:
-        return InceptionFeatures(metrics["inception"])
-    if "style_features" in metrics:
-        from lightning_styles.pretrained.networks import load_perceptual
-
-        return PooledFeatures(load_perceptual(metrics["style_features"]))
-    return None
 
 
 def _rank() -> tuple[int, int]:

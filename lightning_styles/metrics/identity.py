@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from lightning_styles.metrics.pictures import check_pictures
 from lightning_styles.models.identity import identity_similarity
 
 
@@ -21,4 +22,5 @@ class IdentitySimilarity(MeanMetric):
 
     def update(self, x: Tensor, y: Tensor) -> None:  # type: ignore[override]
         """Add the pairs `x`, `y`, each (B, 3, H, W) in [-1, 1]."""
+        check_pictures("identity", x, y)
         super().update(identity_similarity(self.network, x, y))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lightning_styles.errors import UserError
+from lightning_styles.metrics.pictures import check_pictures
 from lightning_styles.models.perceptual import feature_distance
 from lightning_styles.pretrained import locate
 from lightning_styles.pretrained.weights import read_torch
@@ -31,6 +32,7 @@ class PixelDistance(MeanMetric):
 
     def update(self, x: Tensor, y: Tensor) -> None:  # type: ignore[override]
         """Add the pairs `x`, `y`, each (B, 3, H, W) in [-1, 1]."""
+        check_pictures("pixel distance", x, y)
         super().update((x - y).abs().mean((1, 2, 3)))
 
 
@@ -49,6 +51,7 @@ class PerceptualDistance(MeanMetric):
 
     def update(self, x: Tensor, y: Tensor) -> None:  # type: ignore[override]
         """Add the pairs `x`, `y`, each (B, 3, H, W) in [-1, 1]."""
+        check_pictures("perceptual distance", x, y)
         super().update(self.network(x, y))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_styles.errors import UserError
+from lightning_styles.metrics.pictures import check_pictures
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -20,15 +21,16 @@ def rapsd(images: Tensor, rings: int | None = None) -> tuple[Tensor, Tensor]:
     White noise of variance v has power v at every frequency.
 
     Args:
-        images: (B, 3, H, W).
+        images: (B, 3, H, W) in [-1, 1].
         rings: K, at most min(H, W) / 2, which is the default: rings of integer radius in a square picture.
 
     Returns:
         Frequencies (K + 1,) in cycles per pixel, 0 to 0.5, and power (B, K + 1).
 
     Raises:
-        UserError: the pictures are too small for so many rings.
+        UserError: the pictures are too small for so many rings, or no pictures in [-1, 1].
     """
+    check_pictures("spectrum", images)
     height, width = images.shape[-2:]
     finest = min(height, width) // 2
     rings = finest if rings is None else rings
@@ -38,10 +40,11 @@ def rapsd(images: Tensor, rings: int | None = None) -> tuple[Tensor, Tensor]:
     power = torch.fft.fft2(gray).abs().square() / (height * width)
     f_y, f_x = (torch.fft.fftfreq(n, device=images.device) for n in (height, width))
     ring = (torch.hypot(f_y[:, None], f_x) * 2 * rings).round().long().flatten()
-    inside = ring <= rings  # the corners of the square lie beyond 0.5 cycles per pixel
-    total = power.new_zeros(len(power), rings + 1).index_add_(1, ring[inside], power.flatten(1)[:, inside])
+    ring = ring.clamp(max=rings + 1)  # one more for the corners of the square, beyond 0.5 cycles per pixel
+    with_count = torch.cat([power.flatten(1), power.new_ones(1, height * width)])
+    total = power.new_zeros(len(with_count), rings + 2).index_add_(1, ring, with_count)[:, :-1]
     frequencies = torch.linspace(0, 0.5, rings + 1, device=images.device)
-    return frequencies, total / ring[inside].bincount(minlength=rings + 1)
+    return frequencies, total[:-1] / total[-1]
 
 
 class RadialSpectrum(Metric):
@@ -62,7 +65,7 @@ class RadialSpectrum(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, images: Tensor) -> None:
-        """Add `images` (B, 3, H, W)."""
+        """Add `images` (B, 3, H, W) in [-1, 1]."""
         self.total += rapsd(images, self.rings)[1].sum(0)
         self.count += len(images)
 

@@ -5,13 +5,14 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lightning_styles import noise
-from lightning_styles.losses.semantic import shrink
 from lightning_styles.models.stylegan2.generator import Generator
 from lightning_styles.models.stylegan2.mixing import truncate
 
 
 class SemanticDistance(MeanMetric):
-    """Mean perceptual distance of G(z) and G'(z), seen at up to 256 px; 0 for equal generators.
+    """Mean perceptual distance of G(z) and G'(z), clamped to [-1, 1]; 0 for equal generators.
+
+    At the size of the pictures, as `content` is: the paper's Perc. and Dis. are one measurement.
 
     Args:
         network: maps two batches (B, 3, H, W) in [-1, 1] to distances (B,).
@@ -26,7 +27,7 @@ class SemanticDistance(MeanMetric):
         self.network, self.seed, self.psi = network, seed, psi
 
     @torch.no_grad()
-    def update(self, source: Generator, styled: Generator, mean: Tensor, indices: range, batch: int = 8) -> None:  # type: ignore[override]
+    def update(self, source: Generator, styled: Generator, mean: Tensor, indices: range, batch: int = 2) -> None:  # type: ignore[override]
         """Add the samples of `indices`, each of which is always the same.
 
         Args:
@@ -40,5 +41,6 @@ class SemanticDistance(MeanMetric):
             z = torch.stack([torch.randn(source.style_dim, generator=draw) for draw in draws]).to(mean)
             each = [source.draw_noise(1, draw) for draw in draws]
             maps = [torch.cat(some) for some in zip(*each, strict=True)]
-            original, image = (shrink(g(truncate(g.mapping(z), mean, self.psi), maps)) for g in (source, styled))
-            super().update(self.network(image.float(), original.float()))
+            drawn = (g(truncate(g.mapping(z), mean, self.psi), maps) for g in (source, styled))
+            original, image = (images.float().clamp(-1, 1) for images in drawn)
+            super().update(self.network(image, original))

@@ -25,6 +25,8 @@ Mix = tuple[tuple[str, float], ...]  # adapters and their strengths
 Entry = str | Mix | None
 Names = Entry | Sequence[Entry]
 
+MOST_RANK = 4096  # of a LoRA; no layer of these networks is wider
+
 
 def add_lora(
     unet: nn.Module,

@@ -1,4 +1,4 @@
-"""Two LoRAs whose down matrices are orthogonal to each other, for PairCustomization (arXiv 2405.01536, section 4.2).
+"""Two LoRAs whose down matrices are orthogonal to each other, for PairCustomization (arXiv 2405.01536, section 3.2).
 
 W + B_c A_c + B_s A_s, the rows of A_c and A_s from one orthonormal basis of the layer's inputs, fixed: what the content
 LoRA reads from its input the style LoRA cannot read. The basis depends on nothing but the width of the layer, so all

@@ -34,6 +34,15 @@ HUB_FILES["stable-diffusion-xl"] = HUB_FILES["stable-diffusion"] | {
     "tokenizer_2": ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
 }
 
+V1_5 = "use stable-diffusion-v1-5, which has the same files"
+V2 = "use stable-diffusion-v1-5 or stable-diffusion-xl; the second generation was never supported here"
+REMOVED = {
+    "runwayml/stable-diffusion-inpainting": "use stable-diffusion-v1-5; models for inpainting are not supported here",
+    "runwayml/": V1_5,
+    "stabilityai/stable-diffusion-2": V2,
+    "stabilityai/stable-diffusion-v2": V2,
+}  # what the names of removed repositories begin with -> what to do
+
 
 @cache
 def registry() -> dict[str, dict[str, Any]]:
@@ -52,6 +61,9 @@ def locate(name: str, kind: str) -> Path:
         return path
     entry = registry().get(name)
     if entry is None:
+        for repository, way_out in REMOVED.items():
+            if name.startswith(repository):
+                raise UserError(f"{kind} {name!r} is no longer on the hub, its owner removed it: {way_out}.")
         known = ", ".join(n for n, e in registry().items() if e["kind"] == kind)
         raise UserError(f"{kind} {name!r} is neither a file or folder nor a known name; known are: {known}.")
     if entry["kind"] != kind:

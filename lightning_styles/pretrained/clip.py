@@ -1,5 +1,8 @@
 """CLIP through open_clip: frozen image and text embeddings by name, folder or file."""
 
+import logging
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -8,9 +11,10 @@ from torch import Tensor
 from lightning_styles.errors import UserError
 from lightning_styles.losses.clip_direction import ClipPreprocess, clip_input
 from lightning_styles.pretrained import locate
+from lightning_styles.pretrained.weights import check_finite, check_fit, read_safetensors, read_torch
 
-# A single file holds no architecture: it is taken for OpenAI's ViT-B/32, the CLIP of OSASIS.
-SINGLE_FILE = "ViT-B-32-quickgelu"
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")  # the first that a folder has
 
 
 class Clip(NamedTuple):
@@ -56,26 +60,65 @@ def load_clip(name: str) -> Clip:
     """Load a CLIP.
 
     Args:
-        name: a folder in open_clip's layout (open_clip_config.json and weights), a file with the weights of
-            ViT-B/32, or a name of the registry.
+        name: a folder in open_clip's layout (open_clip_config.json and weights), a file of weights beside such a
+            config, or a name of the registry.
 
     Raises:
-        UserError: it is missing, or open_clip cannot read it.
+        UserError: it is missing, damaged, not of the architecture in its config, or without one.
     """
     import open_clip
 
     path = locate(name, "clip")
-    if path.is_dir() and not any(file.suffix in (".safetensors", ".bin", ".pth") for file in path.iterdir()):
-        raise UserError(f"{path} has no weights; expected open_clip_model.safetensors beside open_clip_config.json.")
-    source = f"local-dir:{path}" if path.is_dir() else SINGLE_FILE
+    weights = clip_weights(path)
+    source = f"local-dir:{weights.parent}"
+    logging.disable(logging.WARNING)  # it warns of random weights, which are then replaced
     try:
-        model: Any = open_clip.create_model(source, pretrained=None if path.is_dir() else str(path))
+        model: Any = open_clip.create_model(source, load_weights=False)
         tokenizer = open_clip.get_tokenizer(source)
-    except Exception as error:
-        expected = "a folder with open_clip_config.json and weights, or the weights of ViT-B/32"
-        raise UserError(f"{path} is not a CLIP that open_clip can read; expected {expected}: {error}") from error
+    except Exception as error:  # whatever a damaged config leads to
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{weights.parent / CONFIG} describes no CLIP that open_clip can build: {cause}") from error
+    finally:
+        logging.disable(logging.NOTSET)
+    state = _state(weights)
+    check_fit(model, state, weights.name)
+    check_finite(state, weights.name)
+    model.load_state_dict(state)
     side = model.visual.image_size
     size = side if isinstance(side, int) else side[0]
     config = model.visual.preprocess_cfg
     model.eval().requires_grad_(False)
     return Clip(model, tokenizer, size, tuple(config["mean"]), tuple(config["std"]))
+
+
+def clip_weights(path: Path) -> Path:
+    """The file with the weights of the CLIP at `path`, which lies beside its config.
+
+    Weights do not tell an activation: read with another than they were trained with, they give other embeddings
+    without any error. OpenAI's models and some of LAION's have quickgelu, most of LAION's GELU.
+
+    Raises:
+        UserError: one of the two is missing.
+    """
+    folder, place = (path, "in it") if path.is_dir() else (path.parent, "beside it")
+    if not (folder / CONFIG).is_file():
+        raise UserError(
+            f"{path} does not say which architecture and activation (quick_gelu) its CLIP has; expected the "
+            f"{CONFIG} of this model {place}."
+        )
+    if path.is_file():
+        return path
+    found = [file for suffix in SUFFIXES for file in sorted(path.glob(f"*{suffix}"))]
+    if not found:
+        raise UserError(f"{path} has no weights; expected {WEIGHTS} beside {CONFIG}.")
+    return next((file for file in found if file.name == WEIGHTS), found[0])
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[0]
+    content = read_torch(path)
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping):
+        raise UserError(f"{path.name} holds a {type(content).__name__}; expected the weights of a CLIP.")
+    return dict(state)

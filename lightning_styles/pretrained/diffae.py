@@ -134,7 +134,7 @@ def tied(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         alias = key.replace(NAME, ALIAS)
         if alias in state and not torch.equal(state[alias], tensor):
             raise UserError(
-                f"{source} holds {key} and {alias} with different values; they are one layer. Get it again."
+                f"{source} holds {key} and {alias} with different values; they are one layer. Use another copy of it."
             )
         result[alias] = tensor
     return result
@@ -160,7 +160,7 @@ def _read_lightning(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     ]
     if not ema or differing:
         first = f"first {min(differing)}" if differing else "there is no ema_model"
-        raise UserError(f"{path.name}: model and ema_model do not hold the same weights ({first}); get it again.")
+        raise UserError(f"{path.name}: model and ema_model do not hold the same weights ({first}); use another copy.")
     return ema, parts[""]
 
 

@@ -1,5 +1,6 @@
 """LoRA files for other tools, from the adapters of a UNet."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_styles.files import replacing
+from lightning_styles.models.adapters import lora_layers
 
 
 def save_lora(
@@ -30,29 +32,41 @@ def save_lora(
     from peft.utils import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    config = unet.peft_config[name]
     state = {f"unet.{k}": v.float() for k, v in get_peft_model_state_dict(unet, adapter_name=name).items()}
+    scales = {f"unet.{path}": layer.scaling[name] for path, layer in lora_layers(unet) if name in layer.scaling}
     header = {"format": "pt"}
     if layout != "official":
-        header |= {"ss_network_dim": str(config.r), "ss_network_alpha": f"{config.lora_alpha:g}"}
+        ranks = {path: state[f"{path}.lora_A.weight"].shape[0] for path in scales}
+        alphas = {path: scale * ranks[path] for path, scale in scales.items()}
+        header |= {"ss_network_dim": same(ranks.values()), "ss_network_alpha": same(alphas.values())}
         header |= {f"lightning_styles.{key}": value for key, value in (metadata or {}).items()}
-    state = kohya(state, config.lora_alpha) if layout == "kohya" else without_alpha(state, config.lora_alpha / config.r)
+    state = kohya(state, scales) if layout == "kohya" else without_alpha(state, scales)
     if layout == "official":
         state = {k.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): v for k, v in state.items()}
-    # Clones, because adapters may share a matrix and files may not.
-    state = {k: v.detach().to("cpu", dtype).contiguous().clone() for k, v in state.items()}
+    # Clones, because adapters may share a matrix and files may not. Alphas stay exact.
+    state = {k: v.detach().to("cpu", dtype if v.ndim else v.dtype).contiguous().clone() for k, v in state.items()}
     with replacing(path) as temporary:
         save_file(state, temporary, metadata=header)
 
 
-def kohya(state: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """In the names of kohya, each layer with its alpha."""
+def kohya(state: dict[str, Tensor], scales: Mapping[str, float]) -> dict[str, Tensor]:
+    """In the names of kohya, each layer with its alpha, which is rank times scale."""
     from diffusers.utils import convert_state_dict_to_kohya
 
-    value = torch.tensor(float(alpha))
-    return {k: value if k.endswith(".alpha") else v for k, v in convert_state_dict_to_kohya(state).items()}
+    alphas = {
+        f"lora_{path.replace('.', '_')}.alpha": torch.tensor(float(scale * state[f"{path}.lora_A.weight"].shape[0]))
+        for path, scale in scales.items()
+    }
+    return convert_state_dict_to_kohya(state) | alphas
 
 
-def without_alpha(state: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """For layouts that know no alpha: alpha / rank goes into the up matrices."""
-    return {k: v * factor if "lora_B" in k else v for k, v in state.items()}
+def without_alpha(state: dict[str, Tensor], scales: Mapping[str, float]) -> dict[str, Tensor]:
+    """For layouts that know no alpha: the scale goes into the up matrices."""
+    ups = {f"{path}.lora_B.weight": scale for path, scale in scales.items()}
+    return {k: v * ups.get(k, 1.0) for k, v in state.items()}
+
+
+def same(values: Iterable[float]) -> str:
+    """The one value of all layers, or "Dynamic", as kohya's tools call it."""
+    found = {f"{value:g}" for value in values}
+    return found.pop() if len(found) == 1 else "Dynamic"

@@ -4,21 +4,21 @@ In a key `<layer>.<factor>.weight` the two factors are called lora_down and lora
 lora.up (diffusers) or lora_A and lora_B (PEFT).
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_styles.errors import UserError
+from lightning_styles.pretrained.lora_alpha import CONFIGURED, FACTOR, adapter_config, fold_alphas
+from lightning_styles.pretrained.weights import read_safetensors, remedy
 
 # By the width of the text embedding.
 BASES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
-FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # in folders of diffusers and PEFT
-FACTOR = re.compile(r"[._]lora(?:_linear_layer)?[._](up|down|A|B)\b")  # where the layer's name ends in a key
+FILES = ("pytorch_lora_weights.safetensors", CONFIGURED)  # in folders of diffusers and PEFT
 TENSOR = re.compile(r"(\.\w+)?\.(weight|bias)")  # what follows; PEFT puts the adapter's name in between
 REFUSED = {
     r"\.hada_": "LoHa",
@@ -27,6 +27,9 @@ REFUSED = {
     r"dora_scale|lora_magnitude_vector": "DoRA",
     r"\.lora_mid\.": "LoCon with a core tensor",
     r"\.diff(_b)?$": "full weight difference",
+    r"\.lora_(B|up)(\.\w+)?\.bias$": "LoRA with biases",
+    r"\.lora_embedding_": "LoRA of embeddings",
+    r"scale_weight$|weight_scale$|scaled_fp8": "LoRA of scaled 8-bit numbers",
 }
 
 
@@ -47,28 +50,60 @@ def find_file(path: Path) -> Path:
     return path
 
 
-def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of a LoRA file; formats that are no plain LoRA are refused by name."""
-    from safetensors import SafetensorError, safe_open
+class LoraFile(NamedTuple):
+    """A LoRA file with its alphas folded in.
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path.name} is truncated or no safetensors file ({error}); download it again") from error
+    Attributes:
+        state: all factors in float32, alpha / rank multiplied into every up matrix.
+        raw: the same without alpha, beside the alphas themselves.
+        ranks, alphas: the different ones.
+        base: the base model it was trained on, as far as it tells.
+    """
+
+    state: dict[str, Tensor]
+    raw: dict[str, Tensor]
+    ranks: tuple[int, ...]
+    alphas: tuple[float, ...]
+    base: str
+
+
+def read_lora(path: Path) -> LoraFile:
+    """Read a LoRA file.
+
+    Raises:
+        UserError: unreadable, damaged, or no plain LoRA.
+    """
+    raw, metadata = read_file(path)
+    state, ranks, alphas = fold_alphas(raw, adapter_config(path, metadata), path.name)
+    return LoraFile(state, raw, ranks, alphas, base_hint(raw, metadata))
+
+
+def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, in float32, and header of a LoRA file; formats that are no plain LoRA are refused by name."""
+    state, metadata = read_safetensors(path)
     for pattern, kind in REFUSED.items():
         if any(re.search(pattern, key) for key in state):
             raise UserError(f"{path.name} is a {kind} file, expected a plain LoRA; choose or extract a LoRA instead")
     if not any(FACTOR.search(key) for key in state):
         raise UserError(f"{path.name} holds no LoRA layers (first key: {min(state, default='none')}); choose another")
     for key, value in state.items():
-        if FACTOR.search(key) and key.endswith(".weight") and (value.ndim < 2 or not torch.isfinite(value).all()):
-            raise UserError(f"{path.name} is damaged: {key} is no matrix of finite numbers; download it again")
+        if FACTOR.search(key):
+            check_factor(key, value, path)
     lonely = unpaired(state)
     if lonely:
-        raise UserError(f"{path.name} is damaged: {lonely[0]} lacks a factor or its alpha; download it again")
-    return state, metadata
+        raise UserError(f"{path.name} is damaged: {lonely[0]} lacks a factor or its alpha; {remedy(path)}")
+    return {key: value.float() for key, value in state.items()}, metadata
+
+
+def check_factor(key: str, value: Tensor, path: Path) -> None:
+    """Refuse a factor that cannot be multiplied: packed, of rank 0, or of values that half precision cannot hold."""
+    if not value.is_floating_point():
+        dtype = str(value.dtype).removeprefix("torch.")
+        raise UserError(f"{path.name} is packed: {key} is {dtype}; choose a LoRA in floating point")
+    if value.ndim < 2 or not value.numel():
+        raise UserError(f"{path.name} is damaged: {key} is {tuple(value.shape)}, no matrix; {remedy(path)}")
+    if not value.float().abs().max() <= torch.finfo(torch.float16).max:
+        raise UserError(f"{path.name} is damaged: {key} is no matrix of finite numbers; {remedy(path)}")
 
 
 def unpaired(state: Mapping[str, Tensor]) -> list[str]:
@@ -81,52 +116,6 @@ def unpaired(state: Mapping[str, Tensor]) -> list[str]:
     alphas = {key.removesuffix(".alpha") for key in state if key.endswith(".alpha")}
     lonely = factors[True] ^ factors[False]
     return sorted(lonely | (alphas ^ factors[True] if alphas else set()))
-
-
-def adapter_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The PEFT configuration, which diffusers writes into the header and PEFT beside the file; else {}."""
-    beside, text = path.with_name("adapter_config.json"), metadata.get("lora_adapter_metadata")
-    try:
-        if text is None and path.name == FILES[1] and beside.is_file():
-            text = beside.read_text(encoding="utf-8")
-        config = {} if text is None else json.loads(text)
-    except ValueError as error:
-        raise UserError(f"the configuration of {path.name} is no JSON ({error}); download the LoRA again") from error
-    return config if isinstance(config, dict) else {}
-
-
-def fold_alphas(
-    state: Mapping[str, Tensor], config: Mapping[str, Any]
-) -> tuple[dict[str, Tensor], tuple[int, ...], tuple[float, ...]]:
-    """The tensors in float32 with alpha / rank multiplied into every up matrix; ranks and alphas seen."""
-    folded = {key: value.float() for key, value in state.items() if not key.endswith(".alpha")}
-    ranks, alphas = set(), set()
-    for key, up in folded.items():
-        factor = FACTOR.search(key)
-        if factor is None or factor[1] not in ("up", "B"):
-            continue
-        layer, rank = key[: factor.start()], up.shape[1]
-        stored = state.get(f"{layer}.alpha")
-        alpha = float(stored) if stored is not None else configured_alpha(config, layer, rank)
-        alpha = alpha or float(rank)
-        folded[key] = up * (alpha / rank)
-        ranks.add(rank)
-        alphas.add(alpha)
-    return folded, tuple(sorted(ranks)), tuple(sorted(alphas))
-
-
-def configured_alpha(config: Mapping[str, Any], layer: str, rank: int) -> float:
-    """Alpha of a layer by its PEFT configuration; the rank if that says nothing."""
-    part = "text_encoder." if layer.startswith("text_encoder.") else "unet."
-
-    def setting(key: str) -> Any:
-        return config.get(part + key, config.get(key))
-
-    alpha = setting("lora_alpha") or rank
-    for pattern, value in (setting("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", layer):
-            alpha = value
-    return alpha * rank**0.5 if setting("use_rslora") else alpha
 
 
 def translate(state: Mapping[str, Tensor], unet: Any, path: Path, base: str) -> dict[str, dict[str, Tensor]]:
@@ -153,8 +142,11 @@ def translate(state: Mapping[str, Tensor], unet: Any, path: Path, base: str) -> 
             parts[part][rest] = value
         else:
             parts["unet"][key] = value  # saved from the UNet alone, or foreign, which `fit` tells apart
-    text = convert_state_dict_to_peft(parts["text_encoder"], original_type=StateDictType.DIFFUSERS_OLD)
-    return parts | {"unet": convert_unet_state_dict_to_peft(parts["unet"]), "text_encoder": text}
+    text = {
+        part: convert_state_dict_to_peft(parts[part], original_type=StateDictType.DIFFUSERS_OLD)
+        for part in ("text_encoder", "text_encoder_2")
+    }
+    return text | {"unet": convert_unet_state_dict_to_peft(parts["unet"])}
 
 
 def layer_of(key: str) -> str:

@@ -7,9 +7,7 @@ import json
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from lightning_styles.errors import UserError
@@ -19,6 +17,7 @@ from lightning_styles.models.perceptual import PerceptualNet
 from lightning_styles.models.self_similarity import DinoKeys, PerceptualTokens
 from lightning_styles.pretrained import locate
 from lightning_styles.pretrained.judges import load_arcface, load_dino
+from lightning_styles.pretrained.weights import build, parse_json, read_safetensors
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -52,15 +51,13 @@ def load_structure(name: str) -> DinoKeys | PerceptualTokens:
 def _load(network: type[Net], name: str, kind: str) -> Net:
     path = locate(name, kind)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+        state, metadata = read_safetensors(path)
         if "arguments" not in metadata:
             raise ValueError("its header holds no arguments")
-        module = network(**json.loads(metadata["arguments"]))
-        module.load_state_dict({key: tensor.to(torch.float32) for key, tensor in load_file(path).items()})
+        arguments = parse_json(metadata["arguments"], "its header")
+        return build(lambda: network(**arguments), state, path.name)
     except Exception as error:  # whatever a damaged header leads to
         cause = str(error).splitlines()[0].rstrip(".:")
         raise UserError(
             f"{path} is not a whole {kind} network of lightning_styles ({cause}); use tiny/{kind}, or train one."
         ) from error
-    return module.eval().requires_grad_(False)

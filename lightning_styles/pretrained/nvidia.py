@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._utils import _rebuild_parameter, _rebuild_tensor_v2
 
 from lightning_styles.errors import UserError
-from lightning_styles.pretrained.weights import Foreign
+from lightning_styles.pretrained.weights import Foreign, plain_names
 
 DROPPED = ("resample_filter", "num_batches_tracked")
 NETWORKS = ("G", "D", "G_ema")
@@ -94,7 +94,8 @@ def read_nvidia(path: Path) -> dict[str, dict[str, Tensor]]:
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{path.name} is truncated or no pickle of StyleGAN2 ({type(error).__name__}).") from error
     found = content if isinstance(content, Mapping) else {}
-    networks = {name: found[name].tensors() for name in NETWORKS if isinstance(found.get(name), Tree)}
+    trees = {name: found[name] for name in NETWORKS if isinstance(found.get(name), Tree)}
+    networks = {name: plain_names(tree.tensors(), path.name) for name, tree in trees.items()}
     if not networks:
         raise UserError(f"{path.name} holds none of {', '.join(NETWORKS)}; expected a pickle of NVIDIA's PyTorch code.")
     return networks

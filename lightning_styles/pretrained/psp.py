@@ -17,7 +17,7 @@ from lightning_styles.models.psp import GradualStyleEncoder, Space
 from lightning_styles.models.stylegan2 import Generator
 from lightning_styles.pretrained.judges import with_counters
 from lightning_styles.pretrained.stylegan2 import build_generator
-from lightning_styles.pretrained.weights import build, read_safetensors, read_torch
+from lightning_styles.pretrained.weights import build, parse_json, read_safetensors, read_torch
 
 
 @dataclass
@@ -97,13 +97,14 @@ def take_trunk(encoder: GradualStyleEncoder, network: ArcFace) -> None:
 def _load_own(path: Path) -> PSP:
     state, metadata = read_safetensors(path)
     try:
-        arguments = json.loads(metadata["arguments"])
+        arguments = parse_json(metadata["arguments"], "its header")
         space = metadata["space"]
         make = partial(GradualStyleEncoder, **{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
         if space not in get_args(Space):
             raise ValueError(space)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path.name} is no encoder of lightning_styles ({error}); train or convert one.") from error
+    except (KeyError, ValueError, TypeError, AttributeError, UserError) as error:
+        cause = str(error).rstrip(".")
+        raise UserError(f"{path.name} is no encoder of lightning_styles ({cause}); train or convert one.") from error
     average = state.pop("latent_avg", None)
     weights = {key.removeprefix("encoder."): tensor for key, tensor in state.items()}
     encoder = build(make, weights, path.name)

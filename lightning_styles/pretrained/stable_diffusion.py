@@ -1,7 +1,11 @@
 """A Stable Diffusion base, 1.x or XL, in the layout of diffusers: folder or single file -> frozen parts."""
 
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -9,9 +13,17 @@ from torch import Tensor, nn
 
 from lightning_styles.errors import UserError
 from lightning_styles.pretrained import fingerprint, locate
+from lightning_styles.pretrained.single_file import check_single_file, load_single_file, whole
+from lightning_styles.pretrained.weights import (
+    check_finite,
+    first_packed,
+    is_wrapped,
+    parse_json,
+    read_header,
+    read_safetensors,
+)
 
-SINGLE_FILE = "model.diffusion_model."  # what the UNet's tensors are called in a single file
-SINGLE_FILE_XL = "conditioner.embedders.1."  # the second text encoder's, which only SDXL has
+NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
 @dataclass(frozen=True)
@@ -92,30 +104,74 @@ def load_stable_diffusion(name: str, vae: str | None = None) -> StableDiffusion:
     Args:
         name: of a Stable Diffusion 1.x or SDXL.
         vae: folder, or name, of an autoencoder that replaces the base's own.
+
+    Raises:
+        UserError: it is damaged, incomplete, mixed, or of another kind.
     """
     from diffusers.utils import logging as diffusers_log
-    from safetensors import SafetensorError
     from transformers.utils import logging as transformers_log
 
     diffusers_log.set_verbosity_error()  # its remarks on precision do not apply: casts here are meant
+    transformers_log.set_verbosity_error()
     transformers_log.disable_progress_bar()
     path = locate(name, "stable-diffusion")
-    try:
-        parts = _from_single_file(path) if path.is_file() else _from_folder(path)
-        if vae is not None:
-            path = locate(vae, "vae")
-            parts["vae"] = _load_vae(path, "")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        cause = f"{error} is missing" if isinstance(error, KeyError) else str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{path} is not a Stable Diffusion base in diffusers layout: {cause.rstrip('.')}; "
-            "download it again, or give the path of another one."
-        ) from error
+    config = check_base(path)
+    with _refusing(path):
+        parts = _from_folder(path) if path.is_dir() else load_single_file(path, config)
+    if vae is not None:
+        with _refusing(locate(vae, "vae")):
+            parts["vae"] = _load_vae(locate(vae, "vae"), "")
     check_parts(path, parts)
-    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+    for part in NETWORKS:
         if parts.get(part) is not None:
+            check_finite(parts[part].state_dict(), f"{path.name}: its {part}")
             parts[part].eval().requires_grad_(False)
     return StableDiffusion(**parts, sha256=fingerprint(locate(name, "stable-diffusion")))
+
+
+def check_base(path: Path) -> Path:
+    """The folder with the configuration of the base at `path`, a folder or single file, of which little is read.
+
+    Raises:
+        UserError: its header or its scheduler's configuration shows that it is of no use here.
+    """
+    with _refusing(path):
+        if path.is_file():
+            known = check_single_file(path)
+        else:
+            config = path / "scheduler" / "scheduler_config.json"
+            check_prediction(parse_json(config.read_text(encoding="utf-8"), "its scheduler_config.json"))
+            return path
+    return locate(known, "stable-diffusion")
+
+
+def check_prediction(scheduler: Mapping[str, Any]) -> None:
+    """Refuse a model that was trained to predict something else than noise, or down to a signal of zero.
+
+    Raises:
+        ValueError: saying what its scheduler's configuration holds.
+    """
+    for key, expected in (("prediction_type", "epsilon"), ("rescale_betas_zero_snr", False)):
+        found = scheduler.get(key, expected)
+        if found != expected:
+            raise ValueError(f"its scheduler says {key}={found!r}, expected a model that predicts epsilon")
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged or foreign base leads to into one message."""
+    try:
+        yield
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        cause = f"{error} is missing" if isinstance(error, KeyError) else lines[0]
+        layout = "" if path.is_file() else " in diffusers layout"
+        raise UserError(
+            f"{path} is not a Stable Diffusion base{layout} that can be used: {cause[:300].rstrip('.')}; "
+            "use another copy, or give the path of another one."
+        ) from error
 
 
 def check_parts(path: Path, parts: dict[str, Any]) -> None:
@@ -157,16 +213,16 @@ def _from_folder(path: Path) -> dict[str, Any]:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     parts = {
-        "unet": _whole("unet", UNet2DConditionModel.from_pretrained(path, subfolder="unet", **WEIGHTS)),
+        "unet": _network(UNet2DConditionModel, path, "unet"),
         "vae": _load_vae(path, "vae"),
-        "text_encoder": _load_text_encoder(path, "text_encoder", CLIPTextModel),
+        "text_encoder": _network(CLIPTextModel, path, "text_encoder", dtype=torch.float32),
         "tokenizer": _load_tokenizer(path, "tokenizer"),
         "scheduler": dict(DDIMScheduler.load_config(path, subfolder="scheduler", local_files_only=True)),  # type: ignore[arg-type]
     }
     if parts["unet"].config.addition_embed_type != "text_time":
         return parts
     second = {
-        "text_encoder_2": _load_text_encoder(path, "text_encoder_2", CLIPTextModelWithProjection),
+        "text_encoder_2": _network(CLIPTextModelWithProjection, path, "text_encoder_2", dtype=torch.float32),
         "tokenizer_2": _load_tokenizer(path, "tokenizer_2"),
     }
     return parts | second
@@ -175,11 +231,31 @@ def _from_folder(path: Path) -> dict[str, Any]:
 def _load_vae(path: Path, subfolder: str) -> Any:
     from diffusers import AutoencoderKL
 
-    return _whole("vae", AutoencoderKL.from_pretrained(path, subfolder=subfolder or None, **WEIGHTS))
+    return _network(AutoencoderKL, path, subfolder)
 
 
-def _load_text_encoder(path: Path, part: str, text_class: Any) -> Any:
-    return _whole(part, text_class.from_pretrained(path, subfolder=part, dtype=torch.float32, **WEIGHTS))
+def _network(kind: Any, path: Path, part: str, **options: Any) -> Any:
+    with _plain_folder(path / part) as folder:
+        return whole(part or "vae", kind.from_pretrained(folder, **WEIGHTS, **options))
+
+
+@contextmanager
+def _plain_folder(folder: Path) -> Iterator[Path]:
+    """`folder`, or, where the names in its weights are those of a compiled network, a copy with plain ones."""
+    from safetensors.torch import save_file
+
+    files = sorted(folder.glob("*.safetensors"))
+    if packed := next(filter(None, (first_packed(read_header(file)[0]) for file in files)), None):
+        raise ValueError(packed)
+    if not any(is_wrapped(file) for file in files):
+        yield folder
+        return
+    with TemporaryDirectory() as copy:
+        for file in folder.glob("*.json"):
+            shutil.copy(file, copy)
+        for file in files:
+            save_file(read_safetensors(file)[0], Path(copy, file.name), metadata={"format": "pt"})
+        yield Path(copy)
 
 
 def _load_tokenizer(path: Path, part: str) -> Any:
@@ -188,40 +264,6 @@ def _load_tokenizer(path: Path, part: str) -> Any:
     if not any((path / part / file).is_file() for file in ("vocab.json", "tokenizer.json")):
         raise FileNotFoundError(f"it has no {part}/vocab.json")  # transformers would make one without words
     return CLIPTokenizer.from_pretrained(path, subfolder=part, local_files_only=True)
-
-
-def _whole(part: str, loaded: Any) -> Any:
-    """The network of `from_pretrained`, unless the file lacks weights: diffusers would leave them random."""
-    network, info = loaded
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ValueError(f"its {part} lacks {len(missing)} tensors, the first is {missing[0]}")
-    return network
-
-
-def _from_single_file(path: Path) -> dict[str, Any]:
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-    from safetensors import safe_open
-
-    if path.suffix != ".safetensors":
-        raise UserError(
-            f"{path} is not a .safetensors file; a pickle may run code and is not opened. "
-            "Download the .safetensors file of the same model."
-        )
-    with safe_open(path, framework="pt") as file:
-        keys = list(file.keys())
-    if not any(key.startswith(SINGLE_FILE) for key in keys):
-        raise ValueError(f"it has no tensors of a UNet ({SINGLE_FILE}...)")
-    is_xl = any(key.startswith(SINGLE_FILE_XL) for key in keys)
-    # Single files hold no configuration: it is read from the registered base folder, which must be present.
-    config = str(locate("stable-diffusion-xl" if is_xl else "stable-diffusion-v1-5", "stable-diffusion"))
-    if is_xl:
-        pipeline = StableDiffusionXLPipeline.from_single_file(path, config=config, local_files_only=True)
-    else:
-        unused = {"safety_checker": None, "feature_extractor": None}  # would be looked for in that folder too
-        pipeline = StableDiffusionPipeline.from_single_file(path, config=config, local_files_only=True, **unused)
-    names = ["unet", "vae", "text_encoder", "tokenizer"] + (["text_encoder_2", "tokenizer_2"] if is_xl else [])
-    return {name: getattr(pipeline, name) for name in names} | {"scheduler": dict(pipeline.scheduler.config)}
 
 
 def embed_prompts(base: StableDiffusion, prompts: list[str]) -> Text:

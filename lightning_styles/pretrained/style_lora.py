@@ -17,15 +17,14 @@ from lightning_styles.errors import UserError
 from lightning_styles.models.adapters import adapter_parameters, adding_adapters, lora_layers
 from lightning_styles.pretrained.lora_files import (
     BASES,
-    adapter_config,
-    base_hint,
     find_file,
-    fold_alphas,
     layer_of,
     names_of,
-    read_file,
+    read_lora,
     translate,
 )
+
+SHARE = 0.9  # of a file's layers that must exist here; of a LoRA that was made for the base all do
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class LoraReport:
 
     Attributes:
         path: the file.
-        used: modules of the UNet, and `text_encoder.` ones, that carry a layer of the file.
+        used: modules of the UNet, and `text_encoder.` and `text_encoder_2.` ones, that carry a layer of the file.
         unused: layers for which the UNet has no module.
         skipped: layers of text encoders that were left out.
         ranks: the different ranks.
@@ -63,9 +62,11 @@ def load_style_lora(
     path: str | Path,
     *,
     text_encoder: nn.Module | None = None,
+    text_encoder_2: nn.Module | None = None,
     name: str = "style",
     strength: float = 0.8,
     merge: Literal["none", "reference"] = "none",
+    partial: bool = False,
 ) -> LoraReport:
     """Add a style LoRA to a UNet as a frozen adapter in its precision: W + strength alpha / rank up @ down.
 
@@ -74,34 +75,37 @@ def load_style_lora(
         path: a safetensors file, or a folder with one written by diffusers or PEFT.
         text_encoder: a `CLIPTextModel` that receives the file's text-encoder part; None leaves it out, as the
             official code of SMS (arXiv 2503.07601) does.
+        text_encoder_2: likewise, the `CLIPTextModelWithProjection` of SDXL.
         name: of the adapter.
         strength: multiplier of the whole LoRA; SMS takes 0.8.
         merge: "none" (default) leaves the base weights alone; "reference" adds the product, rounded to
             float16 as in the official code of SMS, to the UNet's weights (kohya files, no text encoder).
+        partial: take a file too of which less than `SHARE` of the layers exist here.
 
     Raises:
-        UserError: an unreadable, pickled or unsupported file, or a LoRA for another base model.
+        UserError: an unreadable, pickled or unsupported file, or a LoRA for another base model, wholly or in part.
     """
     path = find_file(Path(path))
-    state, metadata = read_file(path)
-    base = base_hint(state, metadata)
-    folded, ranks, alphas = fold_alphas(state, adapter_config(path, metadata))
+    file = read_lora(path)
+    ranks, alphas, base = file.ranks, file.alphas, file.base
     if merge == "reference":
-        used, unused, skipped = merge_reference(unet, state, path, base, strength)
+        used, unused, skipped = merge_reference(unet, file.raw, path, base, strength, partial)
         return LoraReport(str(path), tuple(used), tuple(unused), tuple(skipped), ranks, alphas, base)
-    layers = translate(folded, unet, path, base)
-    used, unused = fit(layers["unet"], unet, path, base)
-    text = layers["text_encoder"]
-    found, skipped = [], names_of(text | layers["text_encoder_2"])
-    if text_encoder is not None and text:
-        prefix = "" if hasattr(text_encoder, "text_model") else "text_model."  # gone in newer transformers
-        text = {key.removeprefix(prefix): value for key, value in text.items()}
-        found, left = fit(text, text_encoder, path, base)
-        skipped = left + names_of(layers["text_encoder_2"])
-        add_adapter(text_encoder, only(text, found), name, strength, "text_encoder")
+    layers = translate(file.state, unet, path, base)
+    used, unused = fit(layers["unet"], unet, path, base, partial)
+    found: list[str] = []
+    skipped: list[str] = []
+    for part, encoder in (("text_encoder", text_encoder), ("text_encoder_2", text_encoder_2)):
+        text, left = layers[part], names_of(layers[part])
+        if encoder is not None and text:
+            prefix = "" if hasattr(encoder, "text_model") else "text_model."  # gone in newer transformers
+            text = {key.removeprefix(prefix): value for key, value in text.items()}
+            reached, left = fit(text, encoder, path, base, partial)
+            add_adapter(encoder, only(text, reached), name, strength, part)
+            found += [f"{part}.{module}" for module in reached]
+        skipped += left
     add_adapter(unet, only(layers["unet"], used), name, strength, "unet")
-    used += [f"text_encoder.{module}" for module in found]
-    return LoraReport(str(path), tuple(used), tuple(unused), tuple(skipped), ranks, alphas, base)
+    return LoraReport(str(path), tuple(used + found), tuple(unused), tuple(skipped), ranks, alphas, base)
 
 
 def merged_delta(
@@ -124,8 +128,14 @@ def merged_delta(
     return strength * ((alpha or rank) / rank) * product.reshape(up.shape[0], *down.shape[1:])
 
 
-def fit(layers: Mapping[str, Tensor], model: nn.Module, path: Path, base: str) -> tuple[list[str], list[str]]:
-    """Layers of the file that the model has and has not; one of another size means another base model."""
+def fit(
+    layers: Mapping[str, Tensor], model: nn.Module, path: Path, base: str, partial: bool
+) -> tuple[list[str], list[str]]:
+    """Layers of the file that the model has and has not.
+
+    Raises:
+        UserError: one is of another size, or, unless `partial`, too few exist, which means another base model.
+    """
     modules = dict(model.named_modules())
     used, unused, misfits = [], [], []
     for name in names_of(layers):
@@ -137,11 +147,17 @@ def fit(layers: Mapping[str, Tensor], model: nn.Module, path: Path, base: str) -
             used.append(name)
         else:
             misfits.append(f"{name} is {tuple(weight.shape)} here, {(up.shape[0], *down.shape[1:])} in the file")
+    kind, own, every = type(model).__name__, base_of(model), len(used) + len(unused) + len(misfits)
+    other = f"is a LoRA for {base}, this {kind} is for {own}" if base != own else f"does not fit this {kind} for {own}"
     if misfits or not used:
-        detail = misfits[0] if misfits else f"none of its {len(unused)} layers exists here"
+        first = f", the first is {unused[0]}" if unused else ""
+        none = f"none of its {every} layers exists here{first}" if every else "it has no layers for it"
+        detail = misfits[0] if misfits else none
+        raise UserError(f"{path.name} {other} ({detail}); choose a LoRA that was made for this base model")
+    if len(used) < SHARE * every and not partial:
         raise UserError(
-            f"{path.name} is a LoRA for {base}, this {type(model).__name__} is for {base_of(model)} "
-            f"({detail}); choose a LoRA that was made for this base model"
+            f"{path.name} {other}: {len(used)} of its {every} layers exist here, the first other is {unused[0]}; "
+            "choose a LoRA that was made for this base model, or set lora_partial to true to use what fits"
         )
     return used, unused
 
@@ -171,17 +187,19 @@ def add_adapter(model: Any, layers: Mapping[str, Tensor], name: str, strength: f
 
 @torch.no_grad()
 def merge_reference(
-    unet: nn.Module, state: Mapping[str, Tensor], path: Path, base: str, strength: float
+    unet: nn.Module, state: Mapping[str, Tensor], path: Path, base: str, strength: float, partial: bool
 ) -> tuple[list[str], list[str], list[str]]:
     """Add the float16 products of a kohya file to the UNet's weights; the layers used, unused and skipped."""
     names = {f"lora_unet_{name.replace('.', '_')}": name for name, _ in unet.named_modules()}
-    layers = sorted(key.removesuffix(".lora_up.weight") for key in state if key.endswith(".lora_up.weight"))
+    found = sorted(key.removesuffix(".lora_up.weight") for key in state if key.endswith(".lora_up.weight"))
+    skipped = [layer for layer in found if layer.startswith("lora_te")]
+    layers = [layer for layer in found if layer not in skipped]
     factors = {
         f"{names.get(layer, layer)}.lora_{ours}.weight": state[f"{layer}.lora_{theirs}.weight"]
         for layer in layers
         for ours, theirs in (("A", "down"), ("B", "up"))
     }
-    used, unused = fit(factors, unet, path, base)
+    used, unused = fit(factors, unet, path, base, partial)
     for layer in layers:
         if layer in names:
             alpha = state.get(f"{layer}.alpha")
@@ -189,8 +207,7 @@ def merge_reference(
             delta = merged_delta(up, down, None if alpha is None else float(alpha), strength, torch.float16)
             weight = unet.get_submodule(names[layer]).get_parameter("weight")
             weight += delta.to(weight)
-    skipped = [name for name in unused if name.startswith("lora_te")]
-    return used, [name for name in unused if name not in skipped], skipped
+    return used, unused, skipped
 
 
 def base_of(model: Any) -> str:

@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_styles.batches import Needs
+from lightning_styles.errors import at_least, weights_of
 from lightning_styles.pretraining.base import Pretraining
+
+TERMS = {"l1": 1.0, "edges": 1.0, "perceptual": 1.0, "kl": 1.0}
 
 
 class AutoencoderPretraining(Pretraining):
@@ -18,7 +22,7 @@ class AutoencoderPretraining(Pretraining):
         iterations: optimizer steps.
         widths: channels of each resolution; each level after the first halves the resolution.
         latent_channels: channels of the latent.
-        weights: weight of each term: l1, edges (L1 of picture gradients), perceptual, kl.
+        weights: of the terms l1, edges (L1 of picture gradients), perceptual and kl; 1 where left out.
         perceptual: name or path of the perceptual network; None leaves the term out.
         start: folder of an earlier run's export to go on from; None starts from random weights.
         trained: "all", or only the "decoder", which leaves the latents of models trained on them valid.
@@ -27,6 +31,7 @@ class AutoencoderPretraining(Pretraining):
         seed: seed of the posterior's noise.
     """
 
+    needs = {"fit": (Needs(("image", "importance")),)}
     vae: Any
     perceptual: Any
     latent_variance: Tensor
@@ -49,6 +54,9 @@ class AutoencoderPretraining(Pretraining):
         seed: int = 0,
     ) -> None:
         super().__init__(iterations=iterations, seed=seed, clip_norm=1.0)
+        at_least(1, latent_channels=latent_channels)
+        at_least(0, lr=lr, warmup=warmup)
+        self.terms = weights_of(weights, TERMS)
         self.save_hyperparameters()
 
     @classmethod
@@ -92,7 +100,7 @@ class AutoencoderPretraining(Pretraining):
         z = posterior.mean + posterior.std * self.randn_like(posterior.mean, "posterior")
         losses = self.losses(x, self.vae.decode(z).sample, batch["importance"])
         losses["kl"] = posterior.kl().mean() / z[0].numel()
-        self.optimize("network", self.total_loss(losses, self.hparams.weights))
+        self.optimize("network", self.total_loss(losses, self.terms))
         self.latent_variance.lerp_(posterior.mean.detach().float().var(), 0.01)
         self.last = x.detach()[:8]
 

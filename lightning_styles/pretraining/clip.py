@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_styles.batches import Needs
+from lightning_styles.errors import at_least
 from lightning_styles.pretraining.base import Pretraining
 from lightning_styles.pretraining.tokenizer import train_clip_tokenizer
 
@@ -43,6 +45,7 @@ class ClipPretraining(Pretraining):
         seed: key of all randomness.
     """
 
+    needs = {"fit": (Needs(("image", "caption"), ("corpus",)),)}
     formats = {"open_clip": "."}
     betas = (0.9, 0.98)
     weight_decay = 0.1
@@ -61,6 +64,8 @@ class ClipPretraining(Pretraining):
         seed: int = 0,
     ) -> None:
         super().__init__(iterations=iterations, seed=seed, clip_norm=1.0)
+        at_least(1, vocabulary=vocabulary, embedding=embedding)
+        at_least(0, lr=lr, warmup=warmup)
         self.save_hyperparameters()
 
     def configure_model(self) -> None:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_styles.batches import Needs
 from lightning_styles.diffusion.ddim import decode, sample_codes
 from lightning_styles.diffusion.respacing import Respaced, constant_betas, even_timesteps, linear_betas
 from lightning_styles.diffusion.schedules import per_sample
+from lightning_styles.errors import at_least, within
 from lightning_styles.models.diffae import DiffAE, DiffAEConfig, LatentConfig
 from lightning_styles.models.latent_mlp import LatentMLP
 from lightning_styles.pretrained.architecture import from_json
@@ -46,6 +48,7 @@ class DiffAEPretraining(Pretraining):
         seed: key of all randomness.
     """
 
+    needs = {"fit": (Needs(("image",)),)}
     formats = {"safetensors": "diffae.safetensors"}
     weight_decay = 1e-3
 
@@ -62,6 +65,7 @@ class DiffAEPretraining(Pretraining):
         seed: int = 0,
     ) -> None:
         super().__init__(iterations=iterations, seed=seed, clip_norm=1.0)
+        at_least(0, jitter=jitter, lr=lr, warmup=warmup)
         self.save_hyperparameters()
 
     def configure_model(self) -> None:
@@ -114,6 +118,7 @@ class LatentPriorPretraining(Pretraining):
         seed: key of all randomness.
     """
 
+    needs = {"fit": (Needs(("image", "row")),)}
     formats = {"safetensors": "diffae.safetensors"}
     mean: Tensor
     std: Tensor
@@ -132,6 +137,9 @@ class LatentPriorPretraining(Pretraining):
         seed: int = 0,
     ) -> None:
         super().__init__(iterations=iterations, seed=seed, clip_norm=1.0)
+        at_least(1, hidden=hidden, layers=layers, time_channels=time_channels)
+        at_least(0, lr=lr, warmup=warmup)
+        within(16, 8192, preview_size=preview_size)
         self.save_hyperparameters()
 
     @classmethod

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_styles.errors import UserError, check_keys
+from lightning_styles.batches import Needs
+from lightning_styles.errors import UserError, at_least, weights_of
 from lightning_styles.models.stylegan2 import Generator
 from lightning_styles.models.stylegan2.generator import MAPPING_LR
 from lightning_styles.models.stylegan2.layers import full_precision
@@ -23,7 +24,7 @@ from lightning_styles.pretraining.autoencoder import differences
 from lightning_styles.pretraining.base import Pretraining, warmup_cosine
 
 PREVIEWS = 8  # pictures of each column
-TERMS = ("l1", "edges", "perceptual")
+TERMS = {"l1": 1.0, "edges": 1.0, "perceptual": 1.0}
 
 
 class DrawnStyleGAN2Pretraining(Pretraining):
@@ -52,6 +53,7 @@ class DrawnStyleGAN2Pretraining(Pretraining):
         seed: key of all randomness.
     """
 
+    needs = {"fit": (Needs(("image", "importance")),)}
     formats = {"safetensors": "stylegan2.safetensors"}
     fit_only = ("perceptual",)
     judge: Any
@@ -77,7 +79,9 @@ class DrawnStyleGAN2Pretraining(Pretraining):
         super().__init__(iterations=iterations, seed=seed)
         if not 0 <= settle < iterations:
             raise UserError(f"model.settle is {settle}, of {iterations} iterations; expected fewer.")
-        check_keys("weights", weights, TERMS)
+        at_least(1, style_dim=style_dim, mapping_layers=mapping_layers, features=features, hidden=hidden)
+        at_least(0, lr=lr, lr_dense=lr_dense, warmup=warmup, lr_settle=lr_settle)
+        self.terms = weights_of(weights, TERMS)
         self.save_hyperparameters()
 
     @classmethod
@@ -132,8 +136,8 @@ class DrawnStyleGAN2Pretraining(Pretraining):
         if self.iteration < self.together:
             losses |= self.synthesis_losses(x, w[: len(x)], batch["importance"])
         self.log_losses(losses)
-        weights = {"mapping": 1.0} | self.hparams.weights
-        self.optimize("network", torch.stack([weights.get(name, 0.0) * loss for name, loss in losses.items()]).sum())
+        weights = {"mapping": 1.0} | self.terms
+        self.optimize("network", torch.stack([weights[name] * loss for name, loss in losses.items()]).sum())
         shown = min(PREVIEWS, len(x))
         self.last = {"source": x[:shown], "latents": batch["latents"][:shown]}
 

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_styles.batches import Needs
 from lightning_styles.diffusion.ancestral import ancestral_sample
 from lightning_styles.diffusion.respacing import Respaced, linear_betas, sectioned_timesteps
 from lightning_styles.diffusion.schedules import per_sample
+from lightning_styles.errors import at_least, weights_of, within
 from lightning_styles.models.guided_unet import GuidedConfig, GuidedUNet
 from lightning_styles.pretrained.architecture import from_json
 from lightning_styles.pretrained.diffae import load_guided_unet, save_guided_unet
@@ -54,7 +56,7 @@ class GuidedDiffusionPretraining(Pretraining):
         iterations: optimizer steps.
         architecture: fields of `GuidedConfig`.
         start: file of a network to go on from; its architecture may have another number of groups.
-        weights: factors of the terms `noise` (P2-weighted) and `variance`.
+        weights: factors of the terms `noise` (P2-weighted) and `variance`; 1 where left out.
         stride: timesteps between the steps whose variances are learned; 1 in the paper, 1000 / steps to sample in few.
         lr: peak learning rate of AdamW.
         warmup: iterations of linear warm-up.
@@ -62,6 +64,7 @@ class GuidedDiffusionPretraining(Pretraining):
         seed: key of all randomness.
     """
 
+    needs = {"fit": (Needs(("image",)),)}
     formats = {"safetensors": "p2.safetensors"}
     weight_decay = 1e-3
 
@@ -79,6 +82,10 @@ class GuidedDiffusionPretraining(Pretraining):
         seed: int = 0,
     ) -> None:
         super().__init__(iterations=iterations, seed=seed, clip_norm=1.0)
+        at_least(1, stride=stride)
+        at_least(0, lr=lr, warmup=warmup)
+        within(16, 8192, preview_size=preview_size)
+        self.terms = weights_of(weights, {"noise": 1.0, "variance": 1.0})
         self.save_hyperparameters()
 
     def configure_model(self) -> None:
@@ -101,7 +108,7 @@ class GuidedDiffusionPretraining(Pretraining):
             "noise": (per_sample(p2_weight(a), x) * (eps_hat - eps).square()).mean(),
             "variance": variance_bound(self.alpha_bar, t, x, x_0_hat.clamp(-1, 1), v, self.hparams.stride),
         }
-        self.optimize("network", self.total_loss(losses, self.hparams.weights))
+        self.optimize("network", self.total_loss(losses, self.terms))
 
     @torch.no_grad()
     def preview(self) -> dict[str, Tensor]:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_styles.batches import Needs
+from lightning_styles.errors import at_least
 from lightning_styles.models.identity import IdentityNet
 from lightning_styles.pretrained.networks import save_network
 from lightning_styles.pretraining.base import Pretraining
@@ -41,6 +43,7 @@ class IdentityPretraining(Pretraining):
         seed: the key of all randomness.
     """
 
+    needs = {"fit": (Needs(("image", "identity")),)}
     formats = {"safetensors": "identity.safetensors"}
 
     def __init__(
@@ -57,6 +60,8 @@ class IdentityPretraining(Pretraining):
         seed: int = 0,
     ) -> None:
         super().__init__(iterations=iterations, seed=seed, clip_norm=5.0)
+        at_least(1, identities=identities, embedding=embedding)
+        at_least(0, margin=margin, scale=scale, lr=lr, warmup=warmup)
         self.save_hyperparameters()
 
     def configure_model(self) -> None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_styles.batches import Needs
 from lightning_styles.diffusion.schedules import NoiseSchedule
-from lightning_styles.errors import UserError
+from lightning_styles.errors import UserError, at_least, within
 from lightning_styles.pretrained import locate
 from lightning_styles.pretrained.stable_diffusion import StableDiffusion, encode_prompts, load_stable_diffusion
 from lightning_styles.pretraining.base import Pretraining
@@ -51,6 +52,7 @@ class LatentDiffusionPretraining(Pretraining):
         seed: key of all randomness.
     """
 
+    needs = {"fit": (Needs(("image", "row", "caption"), ("corpus",)),)}
     vae: Any
     unet: Any
     formats = {"diffusers": "."}
@@ -75,6 +77,10 @@ class LatentDiffusionPretraining(Pretraining):
         seed: int = 0,
     ) -> None:
         super().__init__(iterations=iterations, seed=seed, clip_norm=1.0)
+        at_least(1, vocabulary=vocabulary, prompt_length=prompt_length, heads=heads)
+        at_least(1, text_width=text_width, text_layers=text_layers)
+        at_least(0, lr=lr, warmup=warmup)
+        within(0, 1, caption_dropout=caption_dropout)
         self.save_hyperparameters()
 
     @classmethod

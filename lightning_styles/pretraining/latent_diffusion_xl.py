@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_styles.errors import at_least
 from lightning_styles.pretrained.stable_diffusion import StableDiffusion, embed_prompts, load_stable_diffusion
 from lightning_styles.pretraining.latent_diffusion import SCHEDULER, LatentDiffusionPretraining
 
@@ -31,6 +32,7 @@ class LatentDiffusionXLPretraining(LatentDiffusionPretraining):
         self, *, depths: list[int], second_text_width: int = 64, second_text_layers: int = 2, **shared: Any
     ) -> None:
         super().__init__(**shared)
+        at_least(1, second_text_width=second_text_width, second_text_layers=second_text_layers)
         self.save_hyperparameters()
 
     def kept(self, name: str) -> bool:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_styles.batches import Needs
+from lightning_styles.errors import at_least
 from lightning_styles.models.perceptual import PerceptualNet
 from lightning_styles.pretrained.networks import save_network
 from lightning_styles.pretraining.base import Pretraining
@@ -25,6 +27,7 @@ class PerceptualPretraining(Pretraining):
         seed: unused draws apart, the key of all randomness.
     """
 
+    needs = {"fit": (Needs(("image", "attributes", "segmentation")),)}
     formats = {"safetensors": "perceptual.safetensors"}
 
     def __init__(
@@ -39,6 +42,8 @@ class PerceptualPretraining(Pretraining):
         seed: int = 0,
     ) -> None:
         super().__init__(iterations=iterations, seed=seed, clip_norm=1.0)
+        at_least(1, parts=parts)
+        at_least(0, lr=lr, warmup=warmup)
         self.save_hyperparameters()
 
     def configure_model(self) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_styles import noise
-from lightning_styles.errors import UserError, at_least, check_keys
+from lightning_styles.batches import EVALUATION, Needs
+from lightning_styles.errors import UserError, at_least, check_keys, weights_of, within
 from lightning_styles.losses.codes import kl_divergence, moment_penalty, w_norm
 from lightning_styles.losses.semantic import SEEN, identity_distance, shrink
 from lightning_styles.metrics.perceptual import load_distance
@@ -62,6 +63,7 @@ class PSpPretraining(Pretraining):
         seed: key of all randomness.
     """
 
+    needs = {"fit": (Needs(),), **dict.fromkeys(EVALUATION, (Needs(("image", "name")),))}
     formats = {"safetensors": "psp.safetensors"}
     fit_only = ("lpips", "perceptual", "identity", "trunk", "start")
     weight_decay = 0.0
@@ -95,9 +97,10 @@ class PSpPretraining(Pretraining):
         seed: int = 0,
     ) -> None:
         super().__init__(iterations=iterations, seed=seed, metrics=metrics)
-        check_keys("weights", weights or {}, WEIGHTS)
+        self.terms = weights_of(weights, WEIGHTS)
         check_keys("architecture", architecture or {}, ("size", "widths", "blocks", "head_width"))
-        at_least(0, generated=generated, warmup=warmup, mixing=mixing)
+        at_least(0, generated=generated, warmup=warmup, lr=lr, psi=psi)
+        within(0, 1, mixing=mixing)
         if (lpips is None) == (perceptual is None):
             raise UserError("set one of model.lpips (trunk of LPIPS) and model.perceptual, not both or neither.")
         if variational and space != "z_plus":
@@ -132,7 +135,7 @@ class PSpPretraining(Pretraining):
             raise UserError(f"architecture.size is {arguments['size']}; {h.stylegan2} draws {self.G.size} px.")
         arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
         self.encoder = GradualStyleEncoder(self.G.n_latent, self.G.style_dim, variational=h.variational, **arguments)
-        if (h.weights or {}).get("latents"):  # random codes would first be shrunk to nothing, and the trunk with them
+        if self.terms["latents"]:  # random codes would first be shrunk to nothing, and the trunk with them
             for head in self.encoder.styles.children():
                 head.get_submodule("linear").get_parameter("weight").data.mul_(1e-2)
         if self._trainer is not None and self.trainer.state.fn == "fit":
@@ -162,7 +165,7 @@ class PSpPretraining(Pretraining):
         w, image = self.draw(h.generated, [x[: h.generated] for x in maps])
         image = image if brought is None else torch.cat([image, brought])
         codes, found, losses = self.encode(image)
-        weights = WEIGHTS | (h.weights or {})
+        weights = self.terms
         if any(weights[name] for name in PICTURE):
             losses |= self.picture_terms(self.G(found, maps), image)
         if h.generated:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from lightning_styles.errors import UserError, at_least
+from lightning_styles.batches import Needs
+from lightning_styles.errors import UserError, at_least, within
 from lightning_styles.losses.gan import (
     discriminator_loss,
     generator_loss,
@@ -55,6 +56,7 @@ class StyleGAN2Pretraining(StyleModule):
         seed: key of all randomness.
     """
 
+    needs = {"fit": (Needs(("image",)),)}
     formats = {"safetensors": "stylegan2.safetensors"}
     path_mean: Tensor
 
@@ -77,7 +79,9 @@ class StyleGAN2Pretraining(StyleModule):
         seed: int = 0,
     ) -> None:
         super().__init__(iterations=iterations, seed=seed)
-        at_least(0, r1=r1, path=path, lr=lr, lr_generator=lr if lr_generator is None else lr_generator)
+        at_least(1, style_dim=style_dim, mapping_layers=mapping_layers, r1_every=r1_every, path_every=path_every)
+        at_least(0, r1=r1, path=path, lr=lr, lr_generator=lr_generator)
+        within(0, 1, mixing=mixing)
         if lr_generator == 0 and start is None:
             raise UserError("with model.lr_generator 0 the generator stays random; set model.start to a trained one.")
         self.save_hyperparameters()

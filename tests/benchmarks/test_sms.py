@@ -67,7 +67,7 @@ class Bare(SMS):
 
     def __init__(self, size: Size) -> None:
         super().__init__(base="random", style="random", weights={"style": 1.0, "identity": 5e-4})
-        unet = size.unet().eval().requires_grad_(False).to(DEVICE, torch.bfloat16 if CUDA else torch.float32)
+        unet = size.unet().eval().requires_grad_(False).to(DEVICE, torch.float16 if CUDA else torch.float32)
         style_lora(unet)
         self.scores = Scores(unet, unet, has_lora=True)
         self.scores.add_fakes(1, self.hparams.rank, self.hparams.alpha)

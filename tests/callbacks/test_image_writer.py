@@ -56,10 +56,13 @@ def test_other_settings_are_made_again(tmp_path):
     assert predict(tmp_path, shift=0.5, overwrite=True) == ["a", "b", "c"]
 
 
-def test_foreign_files_are_not_taken_for_results(tmp_path):
+def test_foreign_files_stay(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.png").write_text("something else")
-    assert predict(tmp_path) == ["a", "b", "c"]
+    with pytest.raises(UserError, match=r"out/a\.png' is there already and was not written by lightning_styles"):
+        predict(tmp_path)
+    assert (tmp_path / "out" / "a.png").read_text() == "something else"
+    assert predict(tmp_path, overwrite=True) == ["a", "b", "c"]
 
 
 def test_retrained_checkpoint_is_noticed(tmp_path):

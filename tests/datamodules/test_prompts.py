@@ -99,7 +99,7 @@ def test_mistakes_are_told_at_once(arguments, message):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"\xff\xfe\x00", "cannot be read as text"), (b"# a\n\n", "holds no prompt")]
+    ("content", "message"), [(b"\xff\xfe\x00", "is no UTF-8 text"), (b"# a\n\n", "holds no prompt")]
 )
 def test_files_without_prompts(tmp_path, content, message):
     (tmp_path / "prompts.txt").write_bytes(content)

@@ -1,6 +1,7 @@
 """Style guidance against the reference, and against the pipelines of diffusers wherever both must agree."""
 
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from diffusers import (
     PNDMScheduler,
     StableDiffusionControlNetPipeline,
     StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLPipeline,
 )
 from torch import Tensor
 
@@ -59,8 +61,8 @@ SMALL: dict[str, Any] = {"height": 32, "width": 48, "num_inference_steps": 4}
 class GoldenPipeline(StyleGuidanceXLPipeline):
     """The pipeline on the network and the embeddings of the golden runs."""
 
-    def _encode(self, prompts: list[str], negative: Any, count: int, unconditional: bool) -> tuple[Text, Text]:
-        return self.world.text("neg"), self.world.text(prompts[0].split()[-1])
+    def _encode(self, prompts: list[str], negative: Any, count: int, unconditional: bool) -> tuple[Text | None, Text]:
+        return self.world.text("neg") if unconditional else None, self.world.text(prompts[0].split()[-1])
 
 
 @pytest.mark.parametrize("run", CASE["runs"], ids=lambda run: run["tag"])
@@ -222,11 +224,53 @@ def test_at_the_strength_of_the_guidance_the_prompt_cancels(base: StableDiffusio
 
 @pytest.mark.parametrize("styles", [[replace(ART, strength=0.6)], [replace(ART, strength=0.6), INK]])
 def test_mode_scale_is_the_adapters_of_diffusers(base: StableDiffusion, styles: list[Style]) -> None:
-    found = paint(guided(base), styles=styles, mode="scale")
+    found = paint(guided(base), styles=styles, mode="scale", style_start=None)
     base.unet.set_adapters([style.adapter for style in styles], [style.strength for style in styles])
     words = [" ".join([word, *(style.suffix for style in styles)]) for word in WORDS]
     expected = paint(base.pipeline(scheduler=SCHEDULERS["ddim"]()), words, guidance_scale=5.0)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def told(pipeline: Any, words: str) -> list[dict[str, Any]]:
+    """What the UNet is told without a prompt and with `words`, as the pipelines of diffusers tell it."""
+    if not isinstance(pipeline, StableDiffusionXLPipeline):
+        prompt, empty = pipeline.encode_prompt(words, "cpu", 1, True)
+        return [{"encoder_hidden_states": states} for states in (empty, prompt)]
+    prompt, empty, pooled, pooled_empty = pipeline.encode_prompt(words)
+    sizes = torch.tensor([[32.0, 48, 0, 0, 32, 48]])
+    return [
+        {"encoder_hidden_states": states, "added_cond_kwargs": {"text_embeds": one, "time_ids": sizes}}
+        for states, one in ((empty, pooled_empty), (prompt, pooled))
+    ]
+
+
+@torch.no_grad()
+def scaled(base: StableDiffusion, styles: list[Style], start: int | None) -> Tensor:
+    """Guidance 5 on the prompt alone, then equation 3, row by row with the adapters of diffusers; t = 801, 601, ..."""
+    pipeline = base.pipeline(scheduler=SCHEDULERS["ddim"]())
+    pipeline.scheduler.set_timesteps(5)
+    base.unet.set_adapters([style.adapter for style in styles], [style.strength for style in styles])
+    pictures = []
+    for word, generator in zip(WORDS, seeds(), strict=True):
+        x = torch.randn(1, 4, 8, 12, generator=generator)
+        for t in pipeline.scheduler.timesteps:
+            styled = start is None or t <= start
+            (base.unet.enable_adapters if styled else base.unet.disable_adapters)()
+            words = " ".join([word, *(style.suffix for style in styles)]) if styled else word
+            empty, prompt = (base.unet(x, t, **one).sample for one in told(pipeline, words))
+            x = pipeline.scheduler.step(empty + 5 * (prompt - empty), t, x).prev_sample
+        pictures.append(x)
+    return torch.cat(pictures)
+
+
+def test_mode_scale_is_equation_3_behind_steps_of_the_base_alone(base: StableDiffusion) -> None:
+    styles = [replace(ART, strength=0.6), INK]
+    settings: dict[str, Any] = {"styles": styles, "mode": "scale", "num_inference_steps": 5}
+    found = {start: paint(guided(base), style_start=start, **settings) for start in (None, 800, 400, 0)}
+    assert all(differ(a, b) for a, b in combinations(found.values(), 2))
+    assert torch.equal(found[0], paint(guided(base), num_inference_steps=5))
+    for start, picture in found.items():
+        assert relative_error(picture, scaled(base, styles, start)) < 1e-3
 
 
 def test_one_batch_holds_what_a_step_needs_and_no_more(base: StableDiffusion) -> None:

@@ -3,13 +3,7 @@
 import pytest
 import torch
 
-from lightning_styles.diffusion.timesteps import (
-    draw,
-    fake_range,
-    generator_lr_factor,
-    generator_range,
-    plain_range,
-)
+from lightning_styles.diffusion.timesteps import draw, generator_lr_factor, index_range
 from tests.golden.fill import load_case
 
 CASE, EXPECTED = load_case("sms/b_timesteps")
@@ -17,23 +11,22 @@ CASE, EXPECTED = load_case("sms/b_timesteps")
 
 @pytest.mark.parametrize("N", [4, 7, 100, 500, 1000])
 def test_narrowing_agrees_with_the_reference(N: int) -> None:
-    found = torch.tensor([generator_range("narrowing", i, N) for i in range(N)])
+    found = torch.tensor([index_range("narrowing", i, N) for i in range(N)])
     assert torch.equal(found, EXPECTED[f"sms.N{N}.bounds"])
 
 
 def test_other_ranges_agree_with_the_reference() -> None:
-    assert list(fake_range("code")) == CASE["default_bounds_after_first_sms_call"]
-    assert list(fake_range("paper")) == CASE["default_bounds_before_first_sms_call"]
-    assert list(plain_range()) == CASE["vsd_bounds"]
+    assert list(index_range("uniform")) == CASE["default_bounds_after_first_sms_call"]
+    assert list(index_range("full")) == CASE["default_bounds_before_first_sms_call"] == CASE["vsd_bounds"]
 
 
 def test_strategies_share_their_ends() -> None:
     N = 500
-    assert {generator_range("uniform", i, N) for i in range(N)} == {(10, 250)}
+    assert {index_range("uniform", i, N) for i in range(N)} == {(10, 250)}
     for i in range(N):
-        lo, hi = generator_range("linear", i, N)
-        assert (hi - lo, hi) == (1, generator_range("narrowing", i, N)[1])
-    assert plain_range(L=20, min_ratio=0.0) == (1, 19)  # index 0 has no predecessor
+        lo, hi = index_range("linear", i, N)
+        assert (hi - lo, hi) == (1, index_range("narrowing", i, N)[1])
+    assert index_range("full", L=20, t_min=0) == (1, 19)  # index 0 has no predecessor
 
 
 @pytest.mark.parametrize("N", [4, 200, 500])

@@ -49,6 +49,15 @@ def load_case(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return json.loads((FOLDER / f"{name}.json").read_text()), load_file(FOLDER / f"{name}.safetensors")
 
 
+def rounding_of(dtype: torch.dtype, products: Tensor) -> dict[str, float]:
+    """Tolerance of `assert_close` for `products` that were computed in `dtype` on another processor.
+
+    Sums in another order may fall to either side of a rounding, twice over where the product is scaled: two steps at
+    the largest of them. What is stored in a format agrees at best to a step of that format.
+    """
+    return {"rtol": 0.0, "atol": 2 * torch.finfo(dtype).eps * products.abs().max().item()}
+
+
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """Largest deviation in units of the largest expected value."""
     return ((found - expected).detach().abs().max() / expected.abs().max()).item()

@@ -125,10 +125,22 @@ def test_training_needs_no_photos_to_stylize(micro_osasis: MicroOSASIS, tmp_path
 
 
 def test_a_damaged_pool_is_named(micro_osasis: MicroOSASIS, tmp_path: Path) -> None:
-    data = samples(micro_osasis, pool=1, cache=str(tmp_path / "pool"))
+    encode = {"steps": 4, "t0": 0.5}
+    data = samples(micro_osasis, pool=1, cache=str(tmp_path / "pool"), encode=encode)
     data.trainer = quiet_trainer(tmp_path, 1)
     data.train_dataloader()
-    (file,) = (tmp_path / "pool").rglob("*.pt")
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"000000-000000.pt is damaged; remove it"):
-        data.train_dataloader()
+    for file in sorted((tmp_path / "pool").rglob("*.pt")):
+        whole, content = file.read_bytes(), torch.load(file, weights_only=True)
+        file.write_bytes(whole[:1000])
+        with pytest.raises(UserError, match=r"000000-000000.pt is damaged; remove it"):
+            data.train_dataloader()
+        for key, values in content.items():
+            torch.save(content | {key: torch.cat([values, values])}, file)
+            with pytest.raises(UserError, match=rf"000000-000000.pt: {key} is .*, expected .*remove it"):
+                data.train_dataloader()
+            torch.save(content | {key: values * torch.nan}, file)
+            data.train_dataloader()
+            with pytest.raises(UserError, match=rf"The pool .* holds NaN or infinite values: {key} .*remove it"):
+                data.on_after_batch_transfer({"index": torch.tensor([0])}, 0)
+        file.write_bytes(whole)
+    data.train_dataloader()

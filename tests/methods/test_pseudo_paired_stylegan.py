@@ -556,6 +556,6 @@ def test_results_are_compared_with_the_style_pictures_of_the_data(micro_stylegan
     assert (method.evaluation.n.compute(), method.evaluation.style_n.compute()) == (2, 6)
     for i in range(3):
         save_png(tmp_path / "styles" / f"{i}.png", torch.rand(3, 40, 40) * 2 - 1)
-    method = make_method(micro_stylegan, metrics=METRICS, style_images=str(tmp_path / "styles"))
+    method = make_method(micro_stylegan, metrics=METRICS | {"style_images": str(tmp_path / "styles")})
     quiet_trainer(tmp_path, 1).test(method, datamodule=data, verbose=False)
     assert method.evaluation.style_n.compute() == 3, "the given ones instead"

@@ -20,7 +20,7 @@ def pixels_apart(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def plain(*grays: float, size: int = 4) -> torch.Tensor:
     """Pictures of one gray each."""
-    return torch.tensor(grays).view(-1, 1, 1, 1).expand(-1, 3, size, size)
+    return torch.tensor(grays, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 3, size, size)
 
 
 def test_the_mean_over_pairs_and_then_over_groups_of_any_size() -> None:

@@ -13,7 +13,8 @@ from torch import nn
 
 from lightning_styles.errors import UserError
 from lightning_styles.metrics.dreamsim import ADAPTER, FILES, DreamSim, load_dreamsim, prepared
-from lightning_styles.metrics.evaluation import Evaluation, required_models
+from lightning_styles.metrics.evaluation import Evaluation
+from lightning_styles.metrics.networks import required_models
 from lightning_styles.pretrained import fingerprint
 
 

@@ -11,12 +11,17 @@ import torch.multiprocessing
 
 from datamodules import Pictures
 from lightning_styles.errors import UserError
-from lightning_styles.metrics.evaluation import Evaluation, required_models
-from lightning_styles.metrics.fid import FrechetDistance, PooledFeatures, art_fid
+from lightning_styles.imaging import save_png
+from lightning_styles.metrics.evaluation import Evaluation
+from lightning_styles.metrics.features import ArtInceptionFeatures, PooledFeatures
+from lightning_styles.metrics.fid import art_fid, frechet_distance, kernel_distance
+from lightning_styles.metrics.networks import required_models
+from lightning_styles.metrics.perceptual import load_lpips
 from lightning_styles.models.identity import IdentityNet
 from lightning_styles.models.perceptual import PerceptualNet
 from lightning_styles.module import StyleModule
 from lightning_styles.pretrained.networks import load_identity, load_perceptual, save_network
+from tests.golden.fid_world import art_inception, case_of, fill_network, made_of, write
 
 
 @pytest.fixture
@@ -38,13 +43,9 @@ def test_every_value_is_what_its_part_says(networks: dict[str, str]) -> None:
         evaluation.update(result[part], source[part], twin[part])
     values = evaluation.compute()
     network, identity = load_perceptual(networks["perceptual"]), load_identity(networks["identity"])
-    features, fid = PooledFeatures(network), FrechetDistance(12)
-    fid.update(features(twin), real=True)
-    fid.update(features(result), real=False)
+    features = PooledFeatures(network)
     relative = {"content_rel", "twin_rel"}
-    assert (
-        values.keys() == {"n", "content", "identity", "twin", "twin_l1", "spectrum", "kid", "fid", "artfid"} | relative
-    )
+    assert values.keys() == {"n", "content", "identity", "twin", "twin_l1", "spectrum", "kd", "fd", "artfd"} | relative
     gap = network(source, twin).mean().item()
     assert values["content_rel"] == pytest.approx(values["content"] / gap, rel=1e-4)
     assert values["twin_rel"] == pytest.approx(values["twin"] / gap, rel=1e-4)
@@ -53,8 +54,9 @@ def test_every_value_is_what_its_part_says(networks: dict[str, str]) -> None:
     assert values["identity"] == pytest.approx((identity(result) * identity(source)).sum(1).mean().item(), abs=1e-5)
     assert values["twin"] == pytest.approx(network(result, twin).mean().item(), rel=1e-4)
     assert values["twin_l1"] == pytest.approx((result - twin).abs().mean().item(), rel=1e-5)
-    assert values["fid"] == pytest.approx(fid.compute().item(), rel=1e-3)
-    assert values["artfid"] == pytest.approx(art_fid(values["content"], values["fid"]))
+    assert values["fd"] == pytest.approx(frechet_distance(features(twin), features(result)), rel=1e-3)
+    assert values["kd"] == pytest.approx(kernel_distance(features(twin), features(result)), rel=1e-3)
+    assert values["artfd"] == pytest.approx(art_fid(values["content"], values["fd"]))
 
 
 def test_the_exact_answer_scores_perfectly(networks: dict[str, str]) -> None:
@@ -63,7 +65,7 @@ def test_the_exact_answer_scores_perfectly(networks: dict[str, str]) -> None:
     evaluation.update(twin, pictures(16), twin)
     values = evaluation.compute()
     assert (values["twin"], values["twin_l1"], values["spectrum"]) == (0, 0, 0)
-    assert values["fid"] == pytest.approx(0, abs=1e-4)
+    assert values["fd"] == pytest.approx(0, abs=1e-4)
 
 
 def test_without_twins_only_the_source_counts_until_style_images_are_given(networks: dict[str, str]) -> None:
@@ -75,7 +77,7 @@ def test_without_twins_only_the_source_counts_until_style_images_are_given(netwo
     assert values["content"] == 0
     assert values["identity"] == pytest.approx(1)
     evaluation.set_style_images(result)
-    assert evaluation.compute()["fid"] == pytest.approx(0, abs=1e-4)
+    assert evaluation.compute()["fd"] == pytest.approx(0, abs=1e-4)
 
 
 def test_given_style_images_take_the_twins_place(networks: dict[str, str]) -> None:
@@ -84,18 +86,64 @@ def test_given_style_images_take_the_twins_place(networks: dict[str, str]) -> No
     evaluation.set_style_images(result)
     evaluation.update(result, pictures(16), pictures(16))
     values = evaluation.compute()
-    assert values["fid"] == pytest.approx(0, abs=1e-4)
+    assert values["fd"] == pytest.approx(0, abs=1e-4)
     assert values["twin_l1"] > 0
 
 
 def test_few_pictures_leave_fid_out_and_say_so(networks: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     evaluation = Evaluation(networks)
+    evaluation.set_style_images(pictures(20))
     evaluation.update(pictures(4), pictures(4), pictures(4))
     values = evaluation.compute()
-    assert "kid" in values
-    assert "fid" not in values
-    assert "artfid" not in values
-    assert "FID left out: 4 pictures, it needs at least 16" in caplog.text
+    assert "kd" in values
+    assert not {"fd", "artfd"} & values.keys()
+    assert "fd left out: 4 results and 20 style images, it needs at least 16 of each; kd stays." in caplog.text
+
+
+def test_style_images_of_the_config_are_squares_as_large_as_the_results(
+    networks: dict[str, str], tmp_path: Path
+) -> None:
+    wide = torch.rand(3, 3, 96, 160) * 2 - 1
+    wide[..., 32:128] = 0.5  # all that a middle square shows
+    for i, image in enumerate(wide):
+        save_png(tmp_path / "styles" / f"{i}.png", image)
+    metrics = networks | {"style_images": str(tmp_path / "styles")}
+    assert (metrics["style_images"], "file") in required_models(metrics)
+    evaluation, plain = Evaluation(metrics), torch.full((3, 3, 64, 80), 0.5)
+    seen: list[torch.Size] = []
+    evaluation.features["style_features"].register_forward_pre_hook(lambda network, given: seen.append(given[0].shape))
+    evaluation.update(plain, plain, -plain)
+    for found in (evaluation.compute(), evaluation.compute()):
+        assert evaluation.style_n.compute() == 3, "the twins are no style images, and files are read once"
+        assert found["kd"] == pytest.approx(0, abs=1e-3)
+    assert seen == [(3, 3, 64, 80), *[(1, 3, 64, 64)] * 3]
+    assert f"style images: {tmp_path / 'styles'}, 3, as middle squares" in evaluation.notes()
+    other = evaluation.another()
+    other.update(-plain[:2], plain[:2])
+    assert (other.compute()["n"], other.style_n.compute()) == (2, 3)
+    with pytest.raises(UserError, match="There is no file .*nowhere; put it there"):
+        Evaluation(networks | {"style_images": str(tmp_path / "nowhere")})
+
+
+def test_artfid_is_of_its_own_networks_alone(tmp_path: Path) -> None:
+    from torchvision.models import alexnet, squeezenet1_1
+
+    trunks = {"alex": alexnet, "squeeze": squeezenet1_1}
+    files = {name: write(made_of(make).state_dict(), tmp_path / f"{name}.pth") for name, make in trunks.items()}
+    art = write(fill_network(art_inception(), case_of("artfid/inception_features")[0]["fill"]), tmp_path / "art.pth")
+    with pytest.raises(UserError, match=r"ArtFID is of LPIPS with AlexNet; give lpips: alexnet-imagenet, not .*squeez"):
+        Evaluation({"lpips": files["squeeze"], "art_inception": art})
+    torch.manual_seed(0)
+    alex = {key: 0.05 * torch.randn_like(x) for key, x in torch.load(files["alex"]).items()}
+    evaluation = Evaluation({"lpips": write(alex, tmp_path / "alex.pth"), "art_inception": art})
+    result, source, style = (torch.rand(n, 3, 80, 80) * 2 - 1 for n in (17, 17, 16))
+    evaluation.set_style_images(style)
+    evaluation.update(result, source)
+    values, features = evaluation.compute(), ArtInceptionFeatures(art)
+    assert values["content"] == pytest.approx(load_lpips(files["alex"])(result, source).mean().item(), rel=1e-4)
+    assert values["artfid_style"] == pytest.approx(frechet_distance(features(style), features(result)), rel=1e-3)
+    assert values["artfid"] == pytest.approx((1 + values["content"]) * (1 + values["artfid_style"]))
+    assert not {"fid", "kid", "fd", "artfd", "artfid_inf"} & values.keys()
 
 
 def test_nothing_to_measure(networks: dict[str, str]) -> None:
@@ -113,7 +161,8 @@ def test_required_models() -> None:
     ("metrics", "message"),
     [
         ({"perceptuel": "x"}, "no metric 'perceptuel': did you mean perceptual?"),
-        ({"zzz": "x"}, "known are perceptual, lpips, identity, structure, style_features, inception"),
+        ({"zzz": "x"}, "known are perceptual, lpips, identity, structure, inception, art_inception, style_features"),
+        ({"perceptual": "x", "art_inception": "y"}, "ArtFID of LPIPS; add lpips: alexnet-imagenet"),
         ({"perceptual": "x", "lpips": "y"}, "perceptual and lpips, which measure the same"),
     ],
 )
@@ -177,4 +226,4 @@ def test_the_test_loop_of_a_method_on_scenes(networks: dict[str, str]) -> None:
     pictures = data.pictures()
     l1 = sum((picture["image"] - picture["twin"]).abs().mean().item() for picture in pictures) / 18
     assert values["test/twin_l1"] == pytest.approx(l1, rel=1e-4)
-    assert values["test/artfid"] == pytest.approx(1 + values["test/fid"])
+    assert values["test/artfd"] == pytest.approx(1 + values["test/fd"])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from datamodules import scenes
-from lightning_styles.metrics.evaluation import Evaluation, required_models
+from lightning_styles.metrics.evaluation import Evaluation
+from lightning_styles.metrics.networks import required_models
 from lightning_styles.metrics.structure import StructureDistance
 from lightning_styles.models.self_similarity import structure_distance
 from lightning_styles.pretrained.networks import load_structure

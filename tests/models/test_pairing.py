@@ -16,8 +16,10 @@ from lightning_styles.models.stylegan2.pairing import (
     best_levels,
     encode,
     encode_w,
+    optimise_codes,
     pseudo_pairs,
 )
+from lightning_styles.models.stylegan2.projection import noise_regularizer, normalize_noise
 from lightning_styles.pretrained.networks import load_identity, load_perceptual
 from tests.micro_stylegan import LAYERS, SIZE, STYLE, make_psp, make_stylegan, shaken
 
@@ -177,3 +179,27 @@ def test_the_best_level_has_the_lowest_score() -> None:
 def test_settings_that_cannot_work_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         PairSettings.of(settings)
+
+
+def test_level_2_descends_the_sum_of_its_terms(nets: PairNetworks) -> None:
+    """LPIPS + lambda_ID (1 - cos) + spread + noise, with Adam from the code of level 1: two steps, written out."""
+    style, maps = pictures(nets, 2)[1], draws(nets, 2)
+    z = encode(nets.encoder, style).detach()
+    settings = PairSettings(steps=2, lr=0.05, identity=3.0, spread=0.7, noise=10.0)
+    found = optimise_codes(nets, z, style, maps, settings)
+
+    f, judge = nets.identity, nets.judge
+    assert f is not None
+    code, noise = z.clone().requires_grad_(True), [x.clone().requires_grad_(True) for x in maps]
+    optimizer = torch.optim.Adam([code, *noise], 0.05)
+    for share in (0.0, 1.0):  # of the rate, which rises from 0
+        optimizer.param_groups[0]["lr"] = 0.05 * share
+        image = nets.finetuned(nets.finetuned.mapping(code), noise)
+        loss = judge(image, style).sum() + 3.0 * (1 - (f(image) * f(style)).sum(1)).sum()  # type: ignore[operator]
+        loss = loss + 0.7 * code.std(1).mean(1).sum() + 10.0 * noise_regularizer(noise).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        normalize_noise(noise)
+    assert (found - z).abs().max() > 0.04
+    torch.testing.assert_close(found, code.detach(), rtol=1e-3, atol=1e-3)

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from lightning_styles.errors import UserError
 from lightning_styles.models.adapters import adapter_parameters, add_lora, lora_layers, routed
+from lightning_styles.pretrained.lora_export import save_lora
+from lightning_styles.pretrained.lora_files import read_lora
 from lightning_styles.pretrained.style_lora import load_style_lora, merged_delta
-from tests.golden.fill import FOLDER, load_case, values
+from tests.golden.fill import FOLDER, load_case, rounding_of, values
 from tests.golden.sms_world import make_unet
 
 CASE, EXPECTED = load_case("sms/c_kohya")
@@ -99,11 +101,20 @@ def test_the_reference_merge_agrees_with_the_reference(unet: nn.Module) -> None:
     after = unet.state_dict()
     assert after.keys() == before.keys()
     for key in (key for key in EXPECTED if key.startswith("merged.")):
-        torch.testing.assert_close(after[key.removeprefix("merged.")], EXPECTED[key], rtol=0, atol=1e-6)
+        name = key.removeprefix("merged.")
+        tolerance = rounding_of(torch.float16, EXPECTED[key] - before[name])
+        torch.testing.assert_close(after[name], EXPECTED[key], **tolerance)
     assert {key.removesuffix(".weight") for key in after if not torch.equal(after[key], before[key])} == set(
         report.used
     )
     assert len(report.skipped) == 2
+
+
+def test_the_reference_product_is_rounded_to_half_precision() -> None:
+    up, down = values("up", (6, 4), 1), values("down", (4, 5), 2)
+    exact, found = merged_delta(up, down, 2.0, 0.8), merged_delta(up, down, 2.0, 0.8, torch.float16)
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.float(), exact, **rounding_of(torch.float16, exact))
 
 
 def test_merged_delta_in_float32_agrees_with_the_reference(unet: nn.Module) -> None:
@@ -162,11 +173,197 @@ def test_a_folder_and_a_half_precision_unet(unet: nn.Module, tmp_path: Path) -> 
     assert {p.dtype for p in adapter_parameters(unet, "style").values()} == {torch.bfloat16}
 
 
-def test_layers_without_a_place_are_reported(unet: nn.Module, tmp_path: Path) -> None:
-    layers = factors(unet, (Q,)) | {"down_blocks.7.attentions.0.proj_in": (torch.ones(2, 32), torch.ones(32, 2))}
-    report = load_style_lora(unet, write(tmp_path / "x.safetensors", layers, "diffusers"))
-    assert report.used == (Q,)
-    assert report.unused == ("down_blocks.7.attentions.0.proj_in",)
+def layers_of(unet: nn.Module, here: int, elsewhere: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Layers of which the UNet has `here` and lacks `elsewhere`."""
+    names = [name for name, module in unet.named_modules() if name.endswith(("to_q", "to_v"))][:here]
+    foreign = {f"down_blocks.7.{i}.to_q": (torch.ones(2, 32), torch.ones(32, 2)) for i in range(elsewhere)}
+    return factors(unet, tuple(names)) | foreign
+
+
+@pytest.mark.parametrize("form", ["kohya", "diffusers", "peft"])
+def test_a_lora_that_fits_in_part_needs_permission(unet: nn.Module, tmp_path: Path, form: str) -> None:
+    path = write(tmp_path / "x.safetensors", layers_of(unet, 8, 1), form)
+    with pytest.raises(UserError, match=r"8 of its 9 layers exist here, the first other is .*, or set lora_partial"):
+        load_style_lora(unet, path)
+    assert not lora_layers(unet)
+    report = load_style_lora(unet, path, partial=True)
+    assert (len(report.used), len(report.unused)) == (8, 1)
+
+
+def test_a_lora_with_few_layers_elsewhere_is_taken(unet: nn.Module, tmp_path: Path) -> None:
+    report = load_style_lora(unet, write(tmp_path / "x.safetensors", layers_of(unet, 9, 1), "diffusers"))
+    assert report.unused == ("down_blocks.7.0.to_q",)
+
+
+def test_text_layers_do_not_count_as_lacking(unet: nn.Module, tmp_path: Path) -> None:
+    state = load_file(write(tmp_path / "x.safetensors", factors(unet, (Q,)), "kohya"))
+    text = {key.replace(kohya(Q), f"lora_te_text_model_{i}"): value for i in range(9) for key, value in state.items()}
+    save_file({key: value.clone() for key, value in (state | text).items()}, tmp_path / "y.safetensors")
+    report = load_style_lora(unet, tmp_path / "y.safetensors", merge="reference")
+    assert (len(report.used), len(report.unused), len(report.skipped)) == (1, 0, 9)
+    save_file({key: value.clone() for key, value in text.items()}, tmp_path / "z.safetensors")
+    with pytest.raises(UserError, match="it has no layers for it"):
+        load_style_lora(unet, tmp_path / "z.safetensors", merge="reference")
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "_fsdp_wrapped_module._orig_mod."])
+@pytest.mark.parametrize("form", ["kohya", "diffusers", "peft", "bare"])
+def test_names_of_compiled_and_wrapped_models_are_understood(tmp_path: Path, form: str, wrapper: str) -> None:
+    path = write(tmp_path / "x.safetensors", {Q: (torch.ones(3, 32), torch.ones(32, 3))}, form)
+    state, expected = load_file(path), read_lora(path).state
+    inside = {"kohya": "lora_unet_", "diffusers": "unet.", "peft": "base_model.model.", "bare": ""}[form]
+    mark = wrapper.replace(".", "_") if form == "kohya" else wrapper
+    names = [{key: wrapper + key for key in state}]
+    names += [] if wrapper == "module." else [{key: key.replace(inside, inside + mark, 1) for key in state}]
+    for new in names:
+        save_file({new[key]: value for key, value in state.items()}, path)
+        assert read_lora(path).state.keys() == expected.keys()
+
+
+def test_names_with_and_without_a_wrapper_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors", {Q: (torch.ones(3, 32), torch.ones(32, 3))}, "bare")
+    state = load_file(path)
+    save_file(state | {f"_orig_mod.{key}": value.clone() for key, value in state.items()}, path)
+    with pytest.raises(UserError, match=r"x.safetensors holds .* twice, with and without a wrapper such as _orig_mod"):
+        read_lora(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16])
+def test_low_precision_is_read_as_what_it_stands_for(unet: nn.Module, tmp_path: Path, dtype: torch.dtype) -> None:
+    layers = {name: (down.to(dtype), up.to(dtype)) for name, (down, up) in factors(unet).items()}
+    load_style_lora(unet, write(tmp_path / "x.safetensors", layers, "diffusers"), strength=1.0)
+    for name, delta in deltas(unet).items():
+        down, up = (x.float() for x in layers[name])
+        torch.testing.assert_close(delta, torch.einsum("or,r...->o...", up.flatten(1), down))
+
+
+UP, DOWN, ALPHA = (f"lora_unet_{Q.replace('.', '_')}.{x}" for x in ("lora_up.weight", "lora_down.weight", "alpha"))
+LARGE, LIST = torch.tensor(1e30), torch.tensor([4.0, 8.0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({ALPHA: LIST}, r"alpha of .*to_q is \[4.0, 8.0\], expected a number up to 3000"),
+        ({ALPHA: torch.tensor(float("nan"))}, "alpha of .* is nan, expected a number"),
+        ({ALPHA: torch.tensor(float("inf"))}, "alpha of .* is inf, expected a number"),
+        ({ALPHA: LARGE}, "alpha of .* is 1.0000000150474662e.30, expected a number up to 3000"),
+        ({ALPHA: torch.zeros(0)}, r"alpha of .* is \[\], expected a number"),
+        ({UP: torch.zeros(32, 0), DOWN: torch.zeros(0, 32)}, r"damaged: .* is \(0, 32\), no matrix"),
+        ({UP: torch.zeros(32)}, r"damaged: .* is \(32,\), no matrix"),
+        ({UP: torch.full((32, 3), 1e30)}, "damaged: .* no matrix of finite numbers"),
+        ({UP: torch.full((32, 3), torch.nan).to(torch.float8_e5m2)}, "damaged: .* no matrix of finite numbers"),
+        ({UP: torch.zeros(32, 3, dtype=torch.int8)}, "packed: .* is int8; choose a LoRA in floating point"),
+        ({UP.replace("weight", "bias"): torch.zeros(32)}, "is a LoRA with biases file"),
+        ({UP.replace("lora_up.weight", "scale_weight"): LARGE}, "is a LoRA of scaled 8-bit numbers file"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_damaged_layer_is_refused_in_one_sentence(tmp_path: Path, changes: dict[str, Tensor], message: str) -> None:
+    state = {DOWN: torch.ones(3, 32), UP: torch.ones(32, 3), ALPHA: torch.tensor(2.0)}
+    save_file(state | changes, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=f"x.safetensors.*{message}"):
+        read_lora(tmp_path / "x.safetensors")
+
+
+HANGS = "(.*.*.*.*.*.*.*.*)*x"
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["beside the file", "in its header"])
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"lora_alpha": "16"}, "lora_alpha is '16', expected a number up to"),
+        ({"lora_alpha": [16]}, r"lora_alpha is \[16\], expected a number"),
+        ({"lora_alpha": {}}, "lora_alpha is {}, expected a number"),
+        ({"lora_alpha": True}, "lora_alpha is True, expected a number"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan, expected a number"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000.*, expected a number"),
+        ({"lora_alpha": 8, "use_rslora": "yes"}, "use_rslora is 'yes', expected true or false"),
+        ({"lora_alpha": 8, "alpha_pattern": [1]}, "alpha_pattern is a list, expected alphas by name"),
+        ({"lora_alpha": 8, "alpha_pattern": {HANGS: 1}}, "alpha_pattern has .*, expected names of layers"),
+        ({"lora_alpha": 8, "alpha_pattern": {"to_q(": 1}}, "alpha_pattern has 'to_q.', expected names of layers"),
+        ({"lora_alpha": 8, "alpha_pattern": {"to_q": None}}, "lora_alpha is None, expected a number"),
+        ({"lora_alpha": 8, "alpha_pattern": {"to_q": float("-inf")}}, "lora_alpha is -inf, expected a number"),
+        ([8], "the configuration of .* is a list, expected settings such as lora_alpha"),
+        ("[" * 100_000, "the configuration of .* is no JSON that can be read .*recursion"),
+        ("[]" + " " * 1_000_001, "the configuration of .*it has 1000003 characters, expected at most 1000000"),
+        ("{", "the configuration of .* is no JSON that can be read"),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else None,
+)
+def test_an_odd_configuration_is_refused_in_one_sentence(
+    tmp_path: Path, config: object, message: str, beside: bool
+) -> None:
+    path = write(tmp_path / "adapter_model.safetensors", {Q: (torch.ones(3, 32), torch.ones(32, 3))}, "peft")
+    text = config if isinstance(config, str) else json.dumps(config)
+    if beside:
+        path.with_name("adapter_config.json").write_text(text)
+    else:
+        save_file(load_file(path), path, metadata={"lora_adapter_metadata": text})
+    with pytest.raises(UserError, match=message):
+        read_lora(path)
+
+
+def drawn(unet: nn.Module, name: str, **settings: object) -> dict[str, Tensor]:
+    """Add an adapter of PEFT with random factors; what it adds to each weight."""
+    from peft import LoraConfig
+
+    settings = {"r": 4, "lora_alpha": 6, "target_modules": ["to_q", "to_v", "conv1"]} | settings
+    unet.add_adapter(LoraConfig(**settings), adapter_name=name)  # type: ignore[operator]
+    for key, p in adapter_parameters(unet, name).items():
+        p.data = values(key, tuple(p.shape))
+    return {path: delta.detach() for path, delta in deltas(unet, name).items()}
+
+
+VARIED = {"rank_pattern": {"to_q": 8, CONV: 2}, "alpha_pattern": {Q: 1.5, "to_v": 16, "to_q": 3}}
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, VARIED, VARIED | {"use_rslora": True}])
+def test_what_peft_writes_has_the_strength_that_peft_gives_it(
+    unet: nn.Module, tmp_path: Path, settings: dict[str, object]
+) -> None:
+    from peft.utils import get_peft_model_state_dict
+
+    expected = drawn(unet, "theirs", **settings)
+    state = get_peft_model_state_dict(unet, adapter_name="theirs")
+    config = unet.peft_config["theirs"].to_dict()  # type: ignore[index,union-attr]
+    kept = {key: config[key] for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")}
+    save_file(
+        {f"base_model.model.{k}": v.contiguous() for k, v in state.items()}, tmp_path / "adapter_model.safetensors"
+    )
+    (tmp_path / "adapter_config.json").write_text(json.dumps(kept))
+    load_style_lora(unet, tmp_path, strength=1.0)
+    found = deltas(unet)
+    assert found.keys() == expected.keys()
+    for path, delta in found.items():
+        torch.testing.assert_close(delta, expected[path], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["kohya", "diffusers", "official"])
+@pytest.mark.parametrize("settings", [{"use_rslora": True}, VARIED])
+def test_an_export_keeps_the_strength_of_every_layer(
+    unet: nn.Module, tmp_path: Path, layout: str, settings: dict[str, object]
+) -> None:
+    expected = drawn(unet, "theirs", **settings)
+    for step, name in enumerate(("theirs", "again")):  # of what was trained, and of what was read
+        path = tmp_path / f"{step}.safetensors"
+        save_lora(unet, path, layout, name, dtype=torch.float32)
+        load_style_lora(unet, path, name=("again", "style")[step], strength=1.0)
+    for name in ("again", "style"):
+        found = deltas(unet, name)
+        assert found.keys() == expected.keys()
+        for layer, delta in found.items():
+            torch.testing.assert_close(delta, expected[layer], rtol=1e-4, atol=1e-5)
+
+
+def test_the_strength_of_an_imported_lora_goes_with_its_export(unet: nn.Module, tmp_path: Path) -> None:
+    load_style_lora(unet, FILE, strength=0.5)
+    save_lora(unet, tmp_path / "x.safetensors", "kohya", dtype=torch.float32)
+    load_style_lora(unet, tmp_path / "x.safetensors", name="again", strength=1.0)
+    again = deltas(unet, "again")
+    for layer, delta in deltas(unet).items():
+        torch.testing.assert_close(again[layer], delta, rtol=1e-4, atol=1e-5)
 
 
 def test_the_text_encoder_part_is_loaded_on_demand(unet: nn.Module) -> None:

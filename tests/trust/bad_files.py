@@ -218,7 +218,13 @@ def make_loras(good: Path) -> None:
     wide = {k: torch.cat([v, v], 1) if "lora_down" in k else v for k, v in state.items()}
     save_file({k: v.contiguous() for k, v in wide.items()}, "wide.safetensors")
     save_file({k: v * torch.nan if v.ndim else v for k, v in state.items()}, "nan.safetensors")
-    save_file(state, "odd_config.safetensors", metadata={"lora_adapter_metadata": "{"})
+    half = {k.replace("_down_", "_else_").replace("_mid_", "_else_"): v for k, v in state.items()}
+    save_file(half, "half_match.safetensors")
+    peft = {f"{i}.lora_{x}.weight": torch.ones(2, 2) for i in range(2) for x in "AB"}
+    slow = json.dumps({"lora_alpha": 1, "alpha_pattern": {"(.*.*.*.*.*.*.*)*x": 1}})
+    for name, text in (("odd_config", "{"), ("deep_config", "[" * 100_000), ("slow_pattern", slow)):
+        save_file(peft, f"{name}.safetensors", metadata={"lora_adapter_metadata": text})
+    save_file({k: v if v.ndim else v * torch.nan for k, v in state.items()}, "alpha.safetensors")
     save_file({k.replace("lora_down", "hada_w1_a"): v for k, v in state.items()}, "loha.safetensors")
     Path("no_lora").mkdir()
 
@@ -257,5 +263,18 @@ def make_bases(good: Path) -> None:
         pickled = base(f"pickled_{folder}") / folder
         (pickled / f"{file}.safetensors").unlink()
         shutil.copy("pickle.ckpt", pickled / f"{'pytorch_model' if file == 'model' else file}.bin")
+    scheduler = base("v_prediction") / "scheduler/scheduler_config.json"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"prediction_type": "v_prediction"}))
+    make_single_files()
     shutil.rmtree(base("other_unet") / "unet")
     make_unet(text_width=24).save_pretrained("bases/other_unet/unet")
+
+
+def make_single_files() -> None:
+    """Single files of which nothing but the header is ever read."""
+    first, text = "model.diffusion_model.input_blocks.0.0.weight", "cond_stage_model.transformer.x"
+    unet = {first: torch.zeros(2, 4, 3, 3), text: torch.zeros(1)}
+    whole = unet | {"first_stage_model.x": torch.zeros(1)}
+    save_file(unet, "no_vae.safetensors")
+    save_file(whole | {"v_pred": torch.zeros(0)}, "v_pred.safetensors")
+    save_file(whole | {first: torch.zeros(2, 9, 3, 3)}, "inpainting.safetensors")

@@ -22,7 +22,7 @@ BASE, LORA = f"{SMS} --model.base {{w}}/bases/", f"{SMS} --model.style_lora {{w}
 METRIC = "test --config {w}/sms.yaml --model.metrics."
 NO_CHECKPOINT = "cannot be read as a checkpoint"
 RUNS_CODE = "opening it could run code; it is refused"
-NO_BASE = "is not a Stable Diffusion base in diffusers layout"
+NO_BASE = "is not a Stable Diffusion base( in diffusers layout)? that can be used"
 
 COMMANDS = [
     Bad("fti", "there is no command 'fti': did you mean 'fit'", 2),
@@ -40,7 +40,8 @@ COMMANDS = [
 ]
 CONFIGS = [
     Bad("fit --config {w}/tou.yaml", "no config file .*did you mean .*toy.yaml"),
-    Bad("fit --config {w}", "There is no config file"),
+    Bad("fit --config {w}", "There is no config file .*: that is a folder; name a YAML file"),
+    Bad("fit --config /dev/null", "There is no config file /dev/null: that is no regular file"),
     Bad("check --config nope.yaml", "There is no config file nope.yaml"),
     Bad("fit --config {w}/empty.yaml", "holds nothing, expected keys such as model:"),
     Bad("fit --config {w}/list.yaml", "holds a list, expected keys"),
@@ -54,7 +55,7 @@ CONFIGS = [
     Bad("fit --config {w}/no_class.yaml", "arguments are required: fit.model", 2),
     Bad(f"{TOY} --config {{w}}/no_key.yaml", "refers to \\$\\{vars.nope\\}, but there is no key vars.nope"),
     Bad(f"{TOY} --config {{w}}/unclosed.yaml", "cannot be resolved: .*write \\$\\{section.key\\}"),
-    Bad(f"{TOY} --config {{w}}/circle.yaml", "cannot be resolved"),
+    Bad(f"{TOY} --config {{w}}/circle.yaml", "vars.lr refers to itself through ..vars.lr.; give it a value"),
     Bad(f"{TOY} --config {{w}}/resolver.yaml", "cannot be resolved: Unsupported interpolation type nothing"),
     Bad(f"{TOY} --config {{w}}/key.yaml", "no key 'trainer.max_stepz'", 2),
     Bad(f"{TOY} --config {{w}}/section.yaml", "no key 'modle.class_path'", 2),
@@ -77,6 +78,21 @@ VALUES = [
     Bad(f"{TOY} --trainer.precision bf17", "precision: .*'bf16-mixed'.*got bf17", 2),
     Bad(f"{TOY} --trainer.strategy warp", "invalid strategy name"),
     Bad(f"{TOY} --trainer.callbacks callbacks.Prevews", "no attribute 'Prevews'", 2),
+    Bad(f"{TOY} --trainer.max_steps 1000000000000000000", "max_steps is 1e.18; expected at most 1e.09"),
+    Bad(f"{TOY} --trainer.max_steps 36893488147419103232", "max_steps is 3.68935e.19; expected at most 1e.09"),
+    Bad(f"{TOY} --trainer.devices 999", "devices is 999, but this machine runs at most"),
+    Bad(f"{TOY} --trainer.log_every_n_steps -3", "trainer.log_every_n_steps is -3; it must be at least 1"),
+    Bad(f"{TOY} --trainer.min_steps -5", "trainer.min_steps is -5; it must be at least 0"),
+    Bad(f"{TOY} --vars.learning_rate 1", "vars.learning_rate has no effect, because nothing in the config refers to"),
+    Bad("fit --trainer.callbacks+=callbacks.Prevews --config {w}/toy.yaml", "no attribute 'Prevews'", 2),
+    Bad(
+        f"{TOY} --trainer.callbacks+=callbacks.EMA --trainer.callbacks+=callbacks.EMA", "callbacks.EMA twice with equal"
+    ),
+    Bad(
+        f"{TOY} --trainer.callbacks+=callbacks.EMA --trainer.callbacks+=callbacks.EMA --trainer.callbacks.decay 0.5",
+        "trainer.callbacks has EMA twice, and a checkpoint holds the state of one",
+    ),
+    Bad(f"{TOY} --trainer.callbacks '{{ema: {{class_path: callbacks.EMA}}}}'", "'ema.class_path' is not accepted", 2),
     Bad(f"{TOY} --trainer.callbacks+=os.system", "does not correspond to a subclass of Callback", 2),
     Bad(
         f"{TOY} --trainer.callbacks+=callbacks.Previews --trainer.callbacks.every_n_iterations 0",
@@ -91,12 +107,31 @@ VALUES = [
     Bad(f"{TOY} --model.class_path nothing.here.Toy", "No module named 'nothing'", 2),
     Bad(f"{TOY} --model.class_path os.system", "does not correspond to a subclass of LightningModule", 2),
     Bad(f"{SMS} --model.style ''", "style is empty; describe it in words"),
-    Bad(f"{SMS} --model.weights.stile 3", "weights has stile; it takes style and identity"),
+    Bad(f"{SMS} --model.weights.stile 3", "weights has stile; expected style, identity"),
     Bad(f"{SMS} --model.objective smz", "expected one of 'sms', 'vsd'", 2),
     Bad(f"{SMS} --model.lr -0.1", "lr is -0.1; it must be at least 0"),
-    Bad(f"{SMS} --model.rank 0", "rank is 0; it must be at least 1"),
+    Bad(f"{SMS} --model.rank 0", "rank is 0; it must be from 1 to 4096"),
     Bad(f"{SMS} --model.warmup -1", "warmup is -1; it must be at least 0"),
-    Bad(f"{SMS} --model.target_prompt '{{stile}}'", "target_prompt is '.stile.', .*expected .style. and .caption."),
+    Bad(f"{SMS} --model.target_prompt '{{stile}}'", "target_prompt is '.stile.'; expected no other places"),
+    Bad(f"{SMS} --model.target_prompt '{{style:>3000000000}}'", "expected no other places than .style. and .caption."),
+    Bad(f"{SMS} --model.target_prompt '{{'", "target_prompt is '.' .*write .. and .. for braces"),
+    Bad(f"{SMS} --model.rank 1000000000", "rank is 1000000000; it must be from 1 to 4096"),
+    Bad(f"{SMS} --model.rank 1e20", "rank: expected int, got 1e.20", 2),
+    Bad(f"{SMS} --model.weights.identity -5", "weights.identity is -5.0; it must be at least 0"),
+    Bad(f"{SMS} --model.weights.identity .nan", "model.weights.identity is nan; expected a finite number"),
+    Bad(f"{SMS} --model.lr 1e400", "model.lr is inf; expected a finite number"),
+    Bad(f"{SMS} --model.lr 1e30", "model.lr is 1e.30; expected at most 1e.09"),
+    Bad(f"{SMS} --data.num_workers 10000", "num_workers is 10000; it must be from 0 to 256"),
+    Bad(f"{SMS} --data datamodules.Prompts --data.prompts '[a]'", "SMS cannot fit on Prompts, .* datamodules.Pictures"),
+    Bad(f"{SMS} --data null", "SMS has no data to fit: set data.class_path to datamodules.Pictures"),
+    Bad(
+        "predict --config {w}/sms.yaml --data datamodules.Prompts --data.prompts '[a]'", "SMS cannot predict on Prompts"
+    ),
+    Bad(
+        "test --config {w}/sms.yaml --data datamodules.SceneImages --data.kinds '[portrait]' --data.styles '[photo]' "
+        "--data.size 64 --data.batch_size 2",
+        "SMS cannot test on SceneImages, which gives image, caption",
+    ),
     Bad(f"{SMS} --model.metrics.perceptuel x", "no metric 'perceptuel': did you mean perceptual"),
     Bad("test --config {w}/sms.yaml", "metrics is empty; name what to measure", late=True),
 ]
@@ -119,7 +154,7 @@ PICTURES = [
     Bad(f"{SMS} --data.resolution 0", "resolution is 0; expected 16 to 8192 px"),
     Bad(f"{SMS} --data.resolution 100000", "resolution is 100000; expected 16 to 8192 px"),
     Bad(f"{SMS} --data.batch_size 0", "batch_size is 0; it must be at least 1"),
-    Bad(f"{SMS} --data.num_workers -1", "num_workers is -1; it must be at least 0"),
+    Bad(f"{SMS} --data.num_workers -1", "num_workers is -1; it must be from 0 to 256"),
     Bad(f"{SMS} --data.imagez x", "Option 'imagez' is not accepted", 2),
     Bad(f"{SMS} --data.images {{w}}/cut.png", "cannot be read as an image .image file is truncated"),
     Bad(f"{SMS} --data.images {{w}}/float.tiff", "holds floating-point values", late=True),
@@ -167,7 +202,7 @@ CHECKPOINTS = [
     Bad(f"{STYLIZE} {{w}}/lightning.ckpt", "was not written by lightning_styles"),
     Bad(f"{STYLIZE} {{w}}/os_system.ckpt", "wants to import os.system.*add --trust"),
     Bad(f"{STYLIZE} {{w}}/os_system.ckpt --trust", "os.system does not correspond to a subclass", 2),
-    Bad(f"{STYLIZE} {{w}}/no_class.ckpt", "no attribute 'SMZ'", 2),
+    Bad(f"{STYLIZE} {{w}}/no_class.ckpt", "no_class.ckpt: .*no attribute 'SMZ'"),
     Bad(f"{STYLIZE} {{w}}/no_lora.safetensors", NO_CHECKPOINT),
     Bad("convert {w}/pickle.ckpt x --to kohya", RUNS_CODE),
     Bad("convert {w}/sms.ckpt x --to kohya", "SMS learns nothing that other tools read, not kohya"),
@@ -176,17 +211,26 @@ CHECKPOINTS = [
 MODELS = [
     Bad(f"{SMS} --model.base nope", "'nope' is neither a file or folder nor a known name; known are"),
     Bad(f"{SMS} --model.base tiny/lora-cartoon", "is a lora, but a stable-diffusion is needed"),
+    Bad(f"{SMS} --model.base runwayml/stable-diffusion-v1-5", "no longer on the hub.* use stable-diffusion-v1-5"),
+    Bad(f"{SMS} --model.base stabilityai/stable-diffusion-2-1-base", "no longer on the hub.* or stable-diffusion-xl"),
     Bad(f"{SMS} --model.base stable-diffusion-v1-5", "not on this machine .4.3 GB, CreativeML.*hf download"),
     Bad(f"{SMS} --model.style_lora coolkids-v2.5", "civitai.com/models/67980. Save it as"),
     Bad("test --config {w}/sms.yaml --model.metrics.lpips vgg16-imagenet", "553 MB.*download.pytorch.org"),
     *(
-        Bad(f"{SMS} --model.base {{w}}/{name}", "not a .safetensors file; a pickle may run code", late=True)
-        for name in ("pickle.ckpt", "pickle.bin")
+        Bad(f"{SMS} --model.base {{w}}/{name}", f"{NO_BASE}: {says}")
+        for name, says in {
+            "pickle.ckpt": "it is not a .safetensors file; a pickle may run code",
+            "pickle.bin": "it is not a .safetensors file; a pickle may run code",
+            "pickle.safetensors": ".* truncated or no safetensors file",
+            "no_lora": ".*No such file.*scheduler_config.json",
+            "no_lora.safetensors": "it has no tensors of a UNet",
+            "v_pred.safetensors": "it says v_pred, .*expected a model that predicts epsilon",
+            "no_vae.safetensors": "it has no autoencoder",
+            "inpainting.safetensors": "its UNet is for inpainting",
+        }.items()
     ),
-    *(
-        Bad(f"{SMS} --model.base {{w}}/{name}", NO_BASE, late=True)
-        for name in ("no_lora", "pickle.safetensors", "no_lora.safetensors")
-    ),
+    Bad(f"{BASE}v_prediction", "its scheduler says prediction_type='v_prediction', expected .* epsilon"),
+    Bad(f"{BASE}no_scheduler", f"{NO_BASE}: .*No such file.*scheduler_config.json"),
     *(
         Bad(f"{BASE}{name}", NO_BASE, late=True)
         for name in (
@@ -194,7 +238,6 @@ MODELS = [
             "no_vae",
             "no_text_encoder",
             "no_tokenizer",
-            "no_scheduler",
             "no_config",
             "broken_json",
             "broken_tokenizer",
@@ -209,8 +252,11 @@ MODELS = [
     Bad(f"{BASE}foreign_tokenizer", "has a foreign tokenizer: its words are numbered up to", late=True),
     Bad(f"{BASE}other_unet", "mixes two models: the UNet's text embedding is 24", late=True),
     Bad(f"{SMS} --model.real tiny/stable-diffusion", "are of different kinds.*widths 16 and 128", late=True),
+    Bad(f"{LORA}no_match.safetensors", "none of its 32 layers exists here", late=True),
+    Bad(f"{LORA}half_match.safetensors", "16 of its 32 layers exist here, .* set lora_partial to true", late=True),
+    Bad(f"{LORA}wide.safetensors", "is a LoRA for a text embedding of width 32, this .* width 16", late=True),
     *(
-        Bad(f"{LORA}{name}", says, late=True)
+        Bad(f"{LORA}{name}", says)
         for name, says in {
             "pickle.pt": "pickles can run code when opened; download the LoRA as .safetensors",
             "pickle.safetensors": "truncated or no safetensors file",
@@ -221,11 +267,12 @@ MODELS = [
             "empty.safetensors": "truncated or no safetensors file",
             "no_tensors.safetensors": "holds no LoRA layers",
             "no_lora.safetensors": "holds no LoRA layers",
-            "no_match.safetensors": "none of its 32 layers exists here",
-            "wide.safetensors": "is a LoRA for a text embedding of width 32, this .* width 16",
             "nan.safetensors": "is damaged: .* is no matrix of finite numbers",
             "loha.safetensors": "is a LoHa file, expected a plain LoRA",
             "odd_config.safetensors": "configuration of .* is no JSON",
+            "deep_config.safetensors": "configuration of .* is no JSON that can be read .*recursion",
+            "slow_pattern.safetensors": "alpha_pattern has .*, expected names of layers",
+            "alpha.safetensors": "alpha of .* is nan, expected a number",
             "no_lora": "no LoRA in the folder",
         }.items()
     ),

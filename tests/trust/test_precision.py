@@ -12,10 +12,15 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from callbacks import SkipNonFinite
+from datamodules import Pictures
 from datamodules.sampling import train_loader
+from lightning_styles.diffusion.half_way import encode_half_way, picture_process
 from lightning_styles.errors import UserError
+from lightning_styles.methods.sms import SMS
 from lightning_styles.module import StyleModule
 from lightning_styles.nonfinite import NonFinite, bad_tensors
+from lightning_styles.precision import frozen_dtype
+from lightning_styles.pretrained.diffae import frozen_diffae
 from tests.micro import Micro, quiet_trainer
 from tests.trust.methods import METHODS, Gradients, Recorder
 
@@ -72,6 +77,57 @@ def test_scores_are_compared_in_float32(micro: Micro, tmp_path: Path) -> None:
     run.fit(method, datamodule=METHODS["sms"].data(micro, 0))
     assert seen == [torch.float32] * 4  # style, fake and real for the latents, fake for itself
     assert method.z_src.dtype == method.z_tgt.dtype == torch.float32
+
+
+def gradients_of_sms(folder: Path, frozen: str, precision: Any = "32-true") -> dict[str, Tensor]:
+    """R g of the latents and the gradient of the fake score, at guidance 4.5 and t of 481 to 499, all in one vector."""
+    seen = Gradients()
+    method = SMS(
+        base="tiny/stable-diffusion", style_lora="tiny/lora-cartoon", style="cartoon style", iterations=1,
+        weights={}, t_min=480, sampling="uniform", frozen_precision=frozen,
+    )  # type: ignore[arg-type]  # fmt: skip
+    run = quiet_trainer(folder, 1, callbacks=[seen], precision=precision)
+    run.fit(method, datamodule=Pictures(images="scene:portrait/8?seed=1", resolution=64))
+    return {name: torch.cat([g.flatten() for g in side.values()]) for name, side in seen.seen}
+
+
+def off(found: Tensor, expected: Tensor) -> float:
+    """||found - expected|| / ||expected||."""
+    return ((found.float() - expected).norm() / expected.norm()).item()
+
+
+def test_the_gradients_of_sms_are_as_near_to_float32_as_its_help_says(tmp_path: Path) -> None:
+    exact = gradients_of_sms(tmp_path, "float32")
+    for frozen, latents, fake in (("float16", 0.04, 0.01), ("bfloat16", 0.3, 0.1)):
+        found = gradients_of_sms(tmp_path, frozen)
+        assert off(found["generator"], exact["generator"]) < latents, frozen
+        assert off(found["fake"], exact["fake"]) < fake, frozen
+    mixed = gradients_of_sms(tmp_path, "float32", "bf16-mixed")
+    for name, gradient in mixed.items():
+        assert torch.equal(gradient, exact[name]), "the precision of the trainer does not reach the scores"
+
+
+def test_the_half_way_pictures_of_osasis_are_as_near_to_float32_as_its_help_says() -> None:
+    photo = Pictures(images="scene:portrait/8?seed=1", resolution=32).pictures()[0]["image"][None]
+    encoded = {
+        dtype: encode_half_way(frozen_diffae("tiny/diffae", dtype).model, photo, picture_process(10), 0.5)
+        for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    }
+    exact = encoded[torch.float32]
+    for dtype, bound in ((torch.float16, 0.02), (torch.bfloat16, 0.1)):
+        assert all(off(ours, theirs) < bound for ours, theirs in zip(encoded[dtype], exact, strict=True)), dtype
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = encode_half_way(frozen_diffae("tiny/diffae").model, photo, picture_process(10), 0.5)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(mixed, exact, strict=True))
+
+
+@pytest.mark.parametrize(("device", "auto"), [("cpu", "float32"), ("cuda", "float16")])
+def test_what_is_only_asked_is_float16_on_a_gpu(device: str, auto: str) -> None:
+    strategy = SimpleNamespace(precision_plugin=None, root_device=torch.device(device))
+    trainer: Any = SimpleNamespace(strategy=strategy)
+    kinds = {name: frozen_dtype(name, trainer, torch.float16) for name in ("auto", "float32", "bfloat16", "float16")}
+    assert kinds == {name: getattr(torch, auto if name == "auto" else name) for name in kinds}
+    assert frozen_dtype("auto", trainer) == (torch.float32 if device == "cpu" else torch.bfloat16)
 
 
 # ---- NaN and infinite values

@@ -266,3 +266,33 @@ def test_nothing_left_to_do_is_said_and_leaves_nothing_behind(capsys: pytest.Cap
     assert "Nothing to do: 4 of 4 iterations are done." in capsys.readouterr().out
     assert hashes("runs") == before
     assert not Path("runs/b").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"", "holds nothing"),
+        (b"- 1", "holds a list"),
+        (b"\xff\xfe", "no UTF-8 text"),
+        (b"model: 3", "model is 3, expected a mapping or nothing"),
+        (b"trainer: [1]", "trainer is a list of 1"),
+        (b"a: &a [*a]", "more than 100000 values"),
+        (b"model: !!python/object/apply:os.mkdir [code_ran]", "could not determine a constructor"),
+    ],
+)
+def test_a_record_of_the_run_that_was_changed_is_named(
+    text: bytes, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit("a", "--trainer.logger", "true") == 0
+    record = Path("runs/a/version_0/config.yaml")
+    record.write_bytes(text)
+    before = hashes("runs")
+    capsys.readouterr()
+    assert fit("a", "--trainer.logger", "true", "--ckpt_path", "last", "--trainer.max_steps", "6") == 1
+    (message,) = capsys.readouterr().err.splitlines()
+    assert message.startswith(f"error: {record.absolute() if str(record.absolute()) in message else record}")
+    assert says in message
+    assert "remove it to go on without comparing the settings" in message
+    assert hashes("runs") == before
+    record.unlink()
+    assert fit("a", "--trainer.logger", "true", "--ckpt_path", "last", "--trainer.max_steps", "6") == 0

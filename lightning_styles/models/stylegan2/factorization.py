@@ -46,8 +46,12 @@ def modulation_weights(generator: Generator) -> Tensor:
 
 
 def factorize(weights: Tensor, ui2i: bool = False) -> VSpace:
-    """V space of `weights` (rows, D); computed in float64, as near singular values leave directions ill defined."""
-    _, values, rows = torch.linalg.svd(weights.double(), full_matrices=False)
+    """V space of `weights` (rows, D); computed in float64, as near singular values leave directions ill defined.
+
+    That is on the CPU: not every device has float64.
+    """
+    _, values, rows = torch.linalg.svd(weights.cpu().double(), full_matrices=False)
     largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
     directions = (rows * largest.sign()).T.contiguous()
-    return VSpace(values.to(weights.dtype), directions.to(weights.dtype), ui2i)
+    values, directions = (tensor.to(weights.dtype).to(weights.device) for tensor in (values, directions))
+    return VSpace(values, directions, ui2i)

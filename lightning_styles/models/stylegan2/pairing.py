@@ -2,6 +2,8 @@
 
 Level 1 encodes the picture into Z+ and lets the source generator draw it. Level 2 first moves the code until G*, the
 generator finetuned without constraints, draws the style picture. Level 3 encodes the photograph of level 2 into W+.
+There equation 6 of the paper says E_w(S), its text that P2 is refined. Here it is P2: E_w(S) would have nothing of the
+first two levels, and the paper itself finds that style pictures embed badly into W+. `PairSettings.refine` chooses.
 Numbers that the paper leaves open are those of its closest relative (DualStyleGAN, arXiv 2203.13248).
 Notation: S style pictures, B of them, L styles of a picture, D length of a style.
 """
@@ -37,7 +39,8 @@ class PairSettings:
         noise: weight of the regulariser of the noise maps.
         psi: truncation of levels 1 and 2 about the mean of w.
         colour_layer: first layer whose styles level 2 takes from level 1, to keep the palette of S; None takes none.
-        refine: what level 3 encodes: the photograph of level 2 ("p2") or the style picture ("s").
+        refine: what level 3 encodes: the photograph of level 2 ("p2", the paper's text) or the style picture ("s", its
+            equation 6, under which levels 1 and 2 have no part in level 3).
         batch_size: pictures at once; they do not influence each other.
     """
 

@@ -42,12 +42,12 @@ class PNorm:
 
 def whiten(w: Tensor) -> PNorm:
     """The space in which `w` (N, D) have mean 0 and the covariance of identity."""
-    x = F.leaky_relu(w, 1 / SLOPE).double()
+    x = F.leaky_relu(w, 1 / SLOPE).cpu().double()  # not every device has float64
     mean = x.mean(0)
     values, directions = torch.linalg.eigh((x - mean).T @ (x - mean) / (len(x) - 1))
     deviation = values.clamp(min=0).sqrt()
     deviation = deviation.clamp(min=SMALLEST * deviation.max())
-    return PNorm(*(tensor.to(w.dtype) for tensor in (mean, directions, deviation)))
+    return PNorm(*(tensor.to(w.dtype).to(w.device) for tensor in (mean, directions, deviation)))
 
 
 @torch.no_grad()

@@ -1,0 +1,37 @@
+"""What the constructor of a configurable class takes, keywords that it hands on to its parents included."""
+
+import inspect
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+
+def parameters_of(cls: Any) -> dict[str, Any]:
+    """Names of the arguments of a class -> their types; those of parents as far as keywords are handed on to them."""
+    found: dict[str, Any] = {}
+    for base in inspect.getmro(cls):
+        if "__init__" not in vars(base) or base is object:
+            continue
+        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+        hints = get_type_hints(base.__init__)
+        named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        found = {name: hints.get(name, Any) for name in named} | found
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return found
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type itself."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def takes_text(hint: Any, value: str) -> bool:
+    """Whether an argument of type `hint` takes `value`, as it is typed, as text.
+
+    `null` stands for None where None is possible, [...] for a list and {...} for a mapping where they are.
+    """
+    kinds = {get_origin(kind) or kind for kind in alternatives(hint)}
+    if str not in kinds or kinds - {str, type(None), list, dict}:
+        return False
+    brackets = {"[": list, "{": dict}
+    return not ((value == "null" and type(None) in kinds) or brackets.get(value[:1]) in kinds)
