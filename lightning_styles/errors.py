@@ -34,6 +34,8 @@ class SharedError(UserError):
 
 def out_of_memory(error: BaseException) -> UserError | None:
     """What to do when memory ran out, in this process or in a worker of the data loader; None for other errors."""
+    if isinstance(error, UserError):
+        return None
     text = str(error)
     if worker := WORKER.search(text):
         return UserError(

@@ -104,6 +104,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except UserError:
+        raise
     except Exception as error:
         cause = system_error(error) or _torch_could_not_write(error, path.parent)
         if cause is None or cause.filename not in (None, temporary, str(temporary)):

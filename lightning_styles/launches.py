@@ -49,13 +49,18 @@ def holding(folder: Path) -> Iterator[None]:
         _write(folder, record)
         yield
     finally:
-        if {path.name for path in folder.iterdir()} <= {LOCK, RECORD}:
-            for name in (RECORD, LOCK):
-                (folder / name).unlink(missing_ok=True)
-        else:
-            with suppress(OSError):  # on a full disk the end of the run has other things to say
-                _write(folder, record | {"ended": _now()})
+        with suppress(OSError):  # where nothing can be written the end of the run has other things to say
+            _leave(folder, record)
         lock.release()
+
+
+def _leave(folder: Path, record: dict[str, Any]) -> None:
+    """Note the end, or remove what nothing was written beside."""
+    if {path.name for path in folder.iterdir()} <= {LOCK, RECORD}:
+        for name in (RECORD, LOCK):
+            (folder / name).unlink(missing_ok=True)
+    else:
+        _write(folder, record | {"ended": _now()})
 
 
 def read_launch(folder: Path) -> dict[str, Any]:

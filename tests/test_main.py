@@ -7,11 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from callbacks.completion import Unfinished
 from lightning_styles import __version__
 from lightning_styles.__main__ import LIGHT, TRAINING, check_siblings, main
 from lightning_styles.errors import UserError
+from tests.test_module import Duel
 
+FULL, LOWER = "There is not enough memory", ": lower the resolution (data.resolution, --resolution) or "
+CPU, WORKER = "DefaultCPUAllocator: can't allocate memory: you tried to allocate", "DataLoader worker (pid 7)"
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -48,6 +53,19 @@ def test_unlike_any_command_lists_them_all(capsys: pytest.CaptureFixture[str]) -
     [
         (UserError("too large: halve it."), 1, "error: too large: halve it.\n"),
         (FileNotFoundError("no weights at x"), 1, "error: no weights at x\n"),
+        (Unfinished("3 of 200 iterations."), 3, "error: 3 of 200 iterations.\n"),
+        (MemoryError(), 1, f"error: {FULL}{LOWER}"),
+        (RuntimeError(f"{CPU} 2000000000 bytes. Error code 12"), 1, f"error: {FULL} for 2.0 GB more{LOWER}"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0"),
+            1,
+            f"error: {FULL} for 21.5",
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `x`"), 1, f"error: {FULL}{LOWER}"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), 1, f"error: {FULL}{LOWER}"),
+        (OSError(12, "Cannot allocate memory"), 1, f"error: {FULL}{LOWER}"),
+        (RuntimeError(f"{WORKER} is killed by signal: Bus error. It is"), 1, "error: A worker of the data loader is k"),
+        (RuntimeError(f"{WORKER} exited unexpectedly"), 1, "error: A worker of the data loader exited unexpectedly: "),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (SystemExit(2), 2, ""),
     ],
@@ -64,7 +82,26 @@ def test_errors_become_one_line_and_an_exit_code(
 
     monkeypatch.setattr("lightning_styles.__main__._dispatch", fail)
     assert main(["fit"]) == code
-    assert capsys.readouterr().err == text
+    printed = capsys.readouterr().err
+    assert printed.startswith(text)
+    assert printed.count("\n") == (text != "")
+
+
+class Hungry(Duel):
+    """Asks for a petabyte."""
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        torch.empty(2**48)
+
+
+def test_a_run_without_memory_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--model", "tests.test_main.Hungry", "--data", "tests.test_module.Numbers", "--trainer.max_steps", "2"]
+    assert main(["fit", *words, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]) == 1
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert error[0].startswith(f"error: {FULL} for 1125899.9 GB more{LOWER}data.batch_size")
 
 
 def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,7 +206,10 @@ def test_a_run_folder_belongs_to_one_launch_at_a_time(capsys: pytest.CaptureFixt
     assert done(last("a")) == done(last("a", "version_1")) == 4
 
 
-def test_of_two_launches_into_a_new_folder_one_is_refused(tmp_path: Path) -> None:
+def test_of_two_launches_into_a_new_folder_one_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
     with launches.holding(tmp_path / "job_7"):
         with pytest.raises(UserError, match="two launches must not write there at once"):
             launches.holding(tmp_path / "job_7").__enter__()
