@@ -26,7 +26,7 @@ def diffae_config(state: State) -> DiffAEConfig:
         multipliers, attention = _down_path(state, "input_blocks", levels, res_blocks, channels)
         below, encoder_attention = _down_path(state, "encoder.input_blocks", encoder_levels, res_blocks, channels)
         latent = _latent_config(state, embedding) if "latent_net.time_embed.0.weight" in state else None
-    except (KeyError, ValueError, ZeroDivisionError):
+    except (KeyError, ValueError, IndexError, ZeroDivisionError):
         return DiffAEConfig()  # loading then names the keys that differ
     return DiffAEConfig(
         channels=channels,
@@ -47,7 +47,7 @@ def guided_config(state: State) -> GuidedConfig:
         channels = state["time_embed.0.weight"].shape[1]
         levels, res_blocks = _levels_and_blocks(state)
         multipliers, attention = _down_path(state, "input_blocks", levels, res_blocks, channels)
-    except (KeyError, ValueError, ZeroDivisionError):
+    except (KeyError, ValueError, IndexError, ZeroDivisionError):
         return GuidedConfig()
     return GuidedConfig(channels, multipliers, res_blocks, attention)
 

@@ -19,7 +19,7 @@ from lightning_styles.models.diffae import DiffAE, DiffAEConfig
 from lightning_styles.models.guided_unet import GuidedConfig, GuidedUNet
 from lightning_styles.pretrained import locate
 from lightning_styles.pretrained.architecture import diffae_config, from_json, guided_config, to_json
-from lightning_styles.pretrained.weights import build, read_safetensors, read_torch
+from lightning_styles.pretrained.weights import as_state, build, check_finite, read_safetensors, read_torch
 
 STATISTICS = ("conds_mean", "conds_std")
 BUFFERS = (*STATISTICS, "x_T")
@@ -110,9 +110,7 @@ def load_guided_unet(path: Path) -> GuidedUNet:
     if path.suffix == ".safetensors":
         state, config = _read_own(path, GuidedConfig)
     else:
-        state, config = read_torch(path), None
-        if not isinstance(state, Mapping):
-            raise UserError(f"{path.name} holds a {type(state).__name__}, expected the state dict of a P2 network.")
+        state, config = as_state(read_torch(path), path.name), None
     return build(partial(GuidedUNet, config or guided_config(state)), state, path.name)
 
 
@@ -146,7 +144,8 @@ def _read_lightning(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("state_dict"), Mapping):
         raise UserError(f"{path.name} has no state_dict; expected a DiffAE checkpoint such as last.ckpt.")
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema_model": {}, "": {}}
-    for key, tensor in checkpoint["state_dict"].items():
+    unused = {key: value for key, value in checkpoint["state_dict"].items() if key != "x_T"}
+    for key, tensor in as_state(unused, path.name, "state_dict").items():
         part, _, rest = key.partition(".")
         if part in parts and rest:
             parts[part][rest] = tensor
@@ -165,7 +164,9 @@ def _read_lightning(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def _statistics(buffers: Mapping[str, Tensor], embedding: int, path: Path) -> CodeStatistics | None:
-    found = [buffers[key].float().clone() for key in STATISTICS if key in buffers]
+    given = as_state({key: buffers[key] for key in STATISTICS if key in buffers}, path.name)
+    check_finite(given, path.name)
+    found = [tensor.float().clone() for tensor in given.values()]
     if not found:
         return None
     if len(found) < 2 or any(tensor.numel() != embedding for tensor in found):

@@ -153,6 +153,26 @@ def plain_names(state: Mapping[Any, Any], source: str) -> dict[Any, Any]:
     return {names[key]: value for key, value in state.items()}
 
 
+def as_state(found: Any, source: str, part: str = "") -> dict[str, Tensor]:
+    """`found` as a state dict.
+
+    Args:
+        found: what stands where one is expected.
+        source: name of the file.
+        part: where in the file, for the message.
+
+    Raises:
+        UserError: it is none: something else, or tensors among other things.
+    """
+    place = f"{source}: {part}" if part else source
+    if not isinstance(found, Mapping):
+        raise UserError(f"{place} holds a {type(found).__name__}, expected tensors by name.")
+    for key, value in found.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise UserError(f"{place} holds {key!s:.60} ({type(value).__name__}), expected tensors by name.")
+    return dict(found)
+
+
 def parse_json(text: str, source: str) -> Any:
     """The value of a JSON text that stands in a file's header or beside it.
 
