@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_styles.models.diffae import DiffAEConfig, LatentConfig
 from lightning_styles.models.guided_unet import GuidedConfig
+from lightning_styles.pretrained.weights import parse_json
 
 State = Mapping[str, Tensor]
 Config = TypeVar("Config", DiffAEConfig, GuidedConfig)
@@ -61,9 +62,9 @@ def from_json(kind: type[Config], text: str) -> Config:
     """The config that `to_json` wrote.
 
     Raises:
-        ValueError, TypeError: the text is no such config.
+        UserError, ValueError, TypeError, AttributeError: the text is no such config.
     """
-    fields = _tuples(json.loads(text))
+    fields = _tuples(parse_json(text, "its header"))
     if isinstance(fields.get("latent"), dict):
         fields["latent"] = LatentConfig(**_tuples(fields["latent"]))
     return kind(**fields)

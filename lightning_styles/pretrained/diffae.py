@@ -169,8 +169,9 @@ def _statistics(buffers: Mapping[str, Tensor], embedding: int, path: Path) -> Co
     found = [tensor.float().clone() for tensor in given.values()]
     if not found:
         return None
-    if len(found) < 2 or any(tensor.numel() != embedding for tensor in found):
-        sizes = ", ".join(str(tuple(tensor.shape)) for tensor in found)
+    whole = all(tensor.is_floating_point() and tensor.numel() == embedding for tensor in given.values())
+    if len(found) < 2 or not whole:
+        sizes = ", ".join(f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in given.values())
         raise UserError(f"{path.name}: {' and '.join(STATISTICS)} of {embedding} values expected, found {sizes}.")
     return CodeStatistics(*(tensor.reshape(1, -1) for tensor in found))
 
@@ -179,8 +180,9 @@ def _read_own(path: Path, kind: type[Config]) -> tuple[dict[str, Tensor], Config
     state, metadata = read_safetensors(path)
     try:
         return state, from_json(kind, metadata["config"]) if "config" in metadata else None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path.name} is not a {kind.__name__.removesuffix('Config')} network: {error}.") from error
+    except (UserError, ValueError, TypeError, AttributeError) as error:
+        cause = str(error).rstrip(".")
+        raise UserError(f"{path.name} is not a {kind.__name__.removesuffix('Config')} network: {cause}.") from error
 
 
 def _write_own(
