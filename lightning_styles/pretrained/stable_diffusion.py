@@ -98,12 +98,13 @@ class StableDiffusion:
         return pipeline
 
 
-def load_stable_diffusion(name: str, vae: str | None = None) -> StableDiffusion:
+def load_stable_diffusion(name: str, vae: str | None = None, xl: bool = True) -> StableDiffusion:
     """Load the base behind `name`: a diffusers folder, a single .safetensors file or a name of the registry.
 
     Args:
         name: of a Stable Diffusion 1.x or SDXL.
         vae: folder, or name, of an autoencoder that replaces the base's own.
+        xl: take SDXL too.
 
     Raises:
         UserError: it is damaged, incomplete, mixed, or of another kind.
@@ -116,6 +117,8 @@ def load_stable_diffusion(name: str, vae: str | None = None) -> StableDiffusion:
     transformers_log.disable_progress_bar()
     path = locate(name, "stable-diffusion")
     config = check_base(path)
+    if not xl and (config / "text_encoder_2").is_dir():
+        raise UserError(f"{path} is SDXL, which this method does not take yet; choose a Stable Diffusion 1.x.")
     with _refusing(path):
         parts = _from_folder(path) if path.is_dir() else load_single_file(path, config)
     if vae is not None:

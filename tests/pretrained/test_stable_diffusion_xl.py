@@ -65,3 +65,18 @@ def test_a_base_with_a_foreign_text_encoder_is_refused(micro: Micro, tmp_path: P
     shutil.copytree(Path(micro.base_xl) / "text_encoder_2", copy / "text_encoder")
     with pytest.raises(UserError, match="mixes two models"):
         load_stable_diffusion(str(copy))
+
+
+@pytest.mark.parametrize("method", ["sms.SMS", "sdedit.SDEdit"])
+def test_methods_of_stable_diffusion_1_say_so_before_they_load(
+    micro: Micro, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    from lightning_styles.pretrained import stable_diffusion
+    from lightning_styles.required_files import import_class
+
+    monkeypatch.setattr(stable_diffusion, "_from_folder", None)  # not called
+    weights = {"weights": {"style": 1.0, "identity": 0.0}} if method == "sms.SMS" else {}
+    model = import_class(f"lightning_styles.methods.{method}")(base=micro.base_xl, style="cartoon", **weights)
+    load = getattr(model, "_load_networks", model.configure_model)
+    with pytest.raises(UserError, match="base_xl is SDXL, which this method does not take yet; choose"):
+        load()
