@@ -19,7 +19,7 @@ from lightning_styles.models.diffae import DiffAE, DiffAEConfig
 from lightning_styles.models.guided_unet import GuidedConfig, GuidedUNet
 from lightning_styles.pretrained import locate
 from lightning_styles.pretrained.architecture import diffae_config, from_json, guided_config, to_json
-from lightning_styles.pretrained.weights import as_state, build, check_finite, read_safetensors, read_torch
+from lightning_styles.pretrained.weights import as_state, as_vector, build, read_safetensors, read_torch
 
 STATISTICS = ("conds_mean", "conds_std")
 BUFFERS = (*STATISTICS, "x_T")
@@ -164,16 +164,12 @@ def _read_lightning(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def _statistics(buffers: Mapping[str, Tensor], embedding: int, path: Path) -> CodeStatistics | None:
-    given = as_state({key: buffers[key] for key in STATISTICS if key in buffers}, path.name)
-    check_finite(given, path.name)
-    found = [tensor.float().clone() for tensor in given.values()]
+    found = {key: buffers[key] for key in STATISTICS if key in buffers}
     if not found:
         return None
-    whole = all(tensor.is_floating_point() and tensor.numel() == embedding for tensor in given.values())
-    if len(found) < 2 or not whole:
-        sizes = ", ".join(f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in given.values())
-        raise UserError(f"{path.name}: {' and '.join(STATISTICS)} of {embedding} values expected, found {sizes}.")
-    return CodeStatistics(*(tensor.reshape(1, -1) for tensor in found))
+    if len(found) < len(STATISTICS):
+        raise UserError(f"{path.name} holds {', '.join(found)} alone; expected {' and '.join(STATISTICS)}.")
+    return CodeStatistics(*(as_vector(value, embedding, path.name, key)[None] for key, value in found.items()))
 
 
 def _read_own(path: Path, kind: type[Config]) -> tuple[dict[str, Tensor], Config | None]:

@@ -17,7 +17,7 @@ from lightning_styles.models.psp import GradualStyleEncoder, Space
 from lightning_styles.models.stylegan2 import Generator
 from lightning_styles.pretrained.judges import with_counters
 from lightning_styles.pretrained.stylegan2 import build_generator
-from lightning_styles.pretrained.weights import as_state, build, check_finite, parse_json, read_safetensors, read_torch
+from lightning_styles.pretrained.weights import as_state, as_vector, build, parse_json, read_safetensors, read_torch
 
 
 @dataclass
@@ -66,6 +66,10 @@ def load_psp(path: Path, space: Space | None = None) -> PSP:
     encoder = build(partial(GradualStyleEncoder, styles or 18, variational=variational), state, path.name)
     space = space or ("z_plus" if variational else "w_plus")
     average = found.get("latent_avg") if options.get("start_from_latent_avg", space == "w_plus") else None
+    if average is None and options.get("start_from_latent_avg"):
+        raise UserError(
+            f"{path.name} lacks latent_avg, to which its options say that codes are added; use another copy."
+        )
     return PSP(
         encoder,
         space,
@@ -113,12 +117,10 @@ def _load_own(path: Path) -> PSP:
 
 def _average(found: Any, encoder: GradualStyleEncoder, source: str) -> Tensor:
     """(L, D), one mean of w for each style, of a file that holds that or one for all."""
-    average = as_state({"latent_avg": found}, source)["latent_avg"].float()
-    shape = encoder.arguments["n_styles"], encoder.arguments["style_dim"]
-    if average.shape not in (shape, (1, shape[1]), shape[1:]):
-        raise UserError(f"{source}: latent_avg is {tuple(average.shape)}, expected {shape} or {shape[1:]}.")
-    check_finite({"latent_avg": average}, source)
-    return average.expand(shape).clone()
+    styles, length = encoder.arguments["n_styles"], encoder.arguments["style_dim"]
+    several = isinstance(found, Tensor) and found.numel() == styles * length
+    average = as_vector(found, styles * length if several else length, source, "latent_avg")
+    return average.reshape(-1, length).expand(styles, -1).clone()
 
 
 def _options(found: Any) -> Mapping[str, Any]:

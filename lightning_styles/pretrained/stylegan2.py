@@ -20,7 +20,7 @@ from lightning_styles.models.stylegan2 import Discriminator, Generator
 from lightning_styles.models.stylegan2.ops import make_kernel
 from lightning_styles.noise import generator as random
 from lightning_styles.pretrained.nvidia import read_nvidia, rosinality_discriminator, rosinality_generator
-from lightning_styles.pretrained.weights import as_state, build, check_finite, read_safetensors, read_torch
+from lightning_styles.pretrained.weights import as_state, as_vector, build, read_safetensors, read_torch
 
 State = Mapping[str, Tensor]
 PARTS = ("g_ema", "g", "d")
@@ -63,13 +63,9 @@ def load_stylegan2(path: Path, finetune: bool = False) -> StyleGAN2:
     generator = build_generator(parts.get("g_ema", parts.get("g", {})), path.name)
     if average is None:
         average = generator.mean_latent(DRAWS, random("mean of w"))[0]
-    average = average.detach().float().flatten().clone()
-    check_finite({"latent_avg": average}, path.name)
-    if len(average) != generator.style_dim:
-        raise UserError(f"{path.name}: latent_avg has {len(average)} values, expected {generator.style_dim}.")
     return StyleGAN2(
         generator,
-        average,
+        as_vector(average, generator.style_dim, path.name, "latent_avg"),
         build_discriminator(parts["d"], path.name) if "d" in parts else None,
         build_generator(parts["g"], path.name) if "g" in parts and "g_ema" in parts else None,
     )
@@ -169,18 +165,22 @@ def _read(path: Path) -> tuple[dict[str, State], Tensor | None]:
     found = read_torch(path)
     if not isinstance(found, Mapping):
         raise UserError(f"{path.name} holds a {type(found).__name__}; expected g_ema of a StyleGAN2 checkpoint.")
-    average = found.get("latent_avg")
-    states = {part: as_state(found[part], path.name, part) for part in PARTS if found.get(part) is not None}
-    return states or {str(key): {} for key in found}, average if isinstance(average, Tensor) else None
+    states: dict[str, State] = {
+        part: as_state(found[part], path.name, part) for part in PARTS if found.get(part) is not None
+    }
+    return states or {str(key): {} for key in found}, found.get("latent_avg")
 
 
 def _read_pickle(path: Path) -> tuple[dict[str, State], Tensor | None]:
     networks, parts, average = read_nvidia(path), {}, None
-    for name, part in (("G", "g"), ("G_ema", "g_ema")):
-        if name in networks:
-            parts[part], average = rosinality_generator(networks[name], path.name)
-    if "D" in networks:
-        parts["d"] = rosinality_discriminator(networks["D"], path.name)
+    try:
+        for name, part in (("G", "g"), ("G_ema", "g_ema")):
+            if name in networks:
+                parts[part], average = rosinality_generator(networks[name], path.name)
+        if "D" in networks:
+            parts["d"] = rosinality_discriminator(networks["D"], path.name)
+    except (ValueError, RuntimeError, IndexError, OverflowError) as error:  # of odd names and shapes
+        raise UserError(f"{path.name} holds no StyleGAN2 in NVIDIA's layout ({error}).") from error
     return parts, average
 
 

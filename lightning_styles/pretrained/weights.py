@@ -173,6 +173,18 @@ def as_state(found: Any, source: str, part: str = "") -> dict[str, Tensor]:
     return dict(found)
 
 
+def as_vector(found: Any, length: int, source: str, name: str) -> Tensor:
+    """`found` in float32 as (length,).
+
+    Raises:
+        UserError: it is not that many finite numbers; `source` and `name` say where it stands.
+    """
+    if not isinstance(found, Tensor) or not found.is_floating_point() or found.numel() != length:
+        raise UserError(f"{source}: {name} is {_told(found)}; {length} values expected.")
+    check_finite({name: found}, source)
+    return found.detach().float().flatten().clone()
+
+
 def parse_json(text: str, source: str) -> Any:
     """The value of a JSON text that stands in a file's header or beside it.
 

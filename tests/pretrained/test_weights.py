@@ -23,6 +23,7 @@ from lightning_styles.pretrained.psp import PSP, load_psp, save_psp
 from lightning_styles.pretrained.stylegan2 import StyleGAN2, load_stylegan2, save_rosinality, save_stylegan2
 from lightning_styles.pretrained.weights import (
     as_state,
+    as_vector,
     build,
     parse_json,
     plain_names,
@@ -159,6 +160,21 @@ def test_an_architecture_that_cannot_be_built_is_named(make: Callable[[], nn.Mod
 def test_a_state_dict_is_tensors_by_name(found: object) -> None:
     with pytest.raises(UserError, match="x.pt: g_ema holds .*expected tensors by name"):
         as_state(found, "x.pt", "g_ema")
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (3, "latent_avg is int; 2 values expected"),
+        (torch.zeros(3), r"latent_avg is \(3,\); 2 values expected"),
+        (torch.zeros(2, dtype=torch.int8), r"latent_avg is \(2,\) of int8; 2 values expected"),
+        (torch.tensor([0.0, torch.nan]), "x.pt is damaged: latent_avg holds NaN"),
+    ],
+)
+def test_means_are_finite_numbers(found: object, message: str) -> None:
+    assert torch.equal(as_vector(torch.ones(1, 2).half(), 2, "x.pt", "latent_avg"), torch.ones(2))
+    with pytest.raises(UserError, match=message):
+        as_vector(found, 2, "x.pt", "latent_avg")
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, '"' + "x" * 1_000_000 + '"', "", "9" * 5000])
