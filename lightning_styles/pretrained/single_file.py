@@ -36,7 +36,10 @@ def check_single_file(path: Path) -> str:
         ValueError: what is wrong with it.
     """
     if path.suffix != ".safetensors":
-        raise ValueError("it is not a .safetensors file; a pickle may run code and is not opened")
+        raise ValueError(
+            "it is not a .safetensors file; a pickle may run code and is not opened: download the .safetensors "
+            "file of the same model"
+        )
     entries, metadata = read_header(path)
     if wrong := _other_model(entries) or _other_prediction(entries, metadata) or _lacking(entries):
         raise ValueError(wrong)
@@ -85,7 +88,8 @@ def _text_encoder(kind: Any, folder: Path, state: Mapping[str, Tensor]) -> Any:
         with torch.device("meta"):
             shape = kind(config)
         own = convert_open_clip_checkpoint(shape, dict(state), prefix=TEXT_2)
-    return whole(folder.name, kind.from_pretrained(None, config=config, state_dict=own, output_loading_info=True))
+    options = {"dtype": torch.float32, "output_loading_info": True}
+    return whole(folder.name, kind.from_pretrained(None, config=config, state_dict=own, **options))
 
 
 def whole(part: str, loaded: Any) -> Any:

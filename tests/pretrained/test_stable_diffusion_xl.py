@@ -51,6 +51,11 @@ def test_another_autoencoder_takes_the_place_of_the_own(micro: Micro) -> None:
     assert mixed.sha256 == own.sha256
 
 
+def test_another_autoencoder_is_named_when_it_is_none(micro: Micro) -> None:
+    with pytest.raises(UserError, match="base/unet is not an autoencoder in diffusers layout that can be used"):
+        load_stable_diffusion(micro.base, vae=f"{micro.base}/unet")
+
+
 def test_a_base_without_its_second_half_is_refused(micro: Micro, tmp_path: Path) -> None:
     for part in ("text_encoder_2", "tokenizer_2"):
         copy = Path(shutil.copytree(micro.base_xl, tmp_path / part))

@@ -64,6 +64,12 @@ def test_one_tensor_under_two_names_is_refused() -> None:
         plain_names({"a.b": 1, "a._orig_mod.b": 2}, "x.pt")
 
 
+def test_a_name_without_end_is_refused(tmp_path: Path) -> None:
+    save_file({"x" * 1001: torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="x.safetensors has a name of 1001 characters, expected at most 1000"):
+        read_safetensors(tmp_path / "x.safetensors")
+
+
 def wrapped(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The state dicts in a tree as a compiled network has them, at whatever depth they lie."""
     if any(isinstance(value, Mapping) for value in tree.values()):
