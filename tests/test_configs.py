@@ -224,7 +224,8 @@ def test_a_config_of_a_paper_measures_what_the_paper_does(name: str, tmp_path: P
     kind = Path(name).stem.partition("_")[0]
     assert metrics.keys() - {"identity"} == MEASURED[kind] - {"identity"}
     assert ("identity" in metrics) == (kind == "stylegan" or name.endswith("ffhq.yaml"))
-    trained = import_class(config["model"]["class_path"]).required_models(config["model"]["init_args"] | {"metrics": {}})
+    method, settings = import_class(config["model"]["class_path"]), config["model"]["init_args"]
+    trained = method.required_models(settings | {"metrics": {}})
     own = set(required_models(metrics)) - set(trained)  # what is for the metrics alone
     for command, needed in {"check": own, "test": own, "fit": set(), "predict": set()}.items():
         found = {(file.name, file.kind) for file in required_files(config, command)}
