@@ -324,6 +324,7 @@ def test_rates_follow_the_length_of_the_run() -> None:
     assert [schedule.lr_lambdas[0](i) for i in (0, 1, 2, 7, 12)] == pytest.approx([0, 0.5, 1, 0.5, 0])
     assert constant is None
     assert (schedule.base_lrs, fake.param_groups[0]["lr"]) == ([0.7], 0.02)
+    assert fake.param_groups[0]["eps"] == 1e-8 * LOSS_SCALE  # as its loss, so that the steps are those of eps 1e-8
     assert (fake.param_groups[0]["weight_decay"], generator.param_groups[0]["betas"]) == (0, (0.9, 0.999))
 
 
