@@ -120,10 +120,6 @@ class Pairs(L.LightningDataModule):
         if self.new is not None:
             self.gives = self.gives | dict.fromkeys(EVALUATION, self.new.gives["predict"])
 
-    def setup(self, stage: str) -> None:
-        if stage != "fit":
-            self._new()  # what is missing is said before networks are built
-
     @property
     def views(self) -> int:
         """How many different values `row` can have."""
@@ -131,9 +127,11 @@ class Pairs(L.LightningDataModule):
         return mirrors * sum(self.crops.places(pair.sizes(self.crops.resolution)[0]) for pair in self.crops.pairs)
 
     def setup(self, stage: str) -> None:
-        """Looks, before training, whether the twins show their photos' things where the photos do."""
+        """Looks, before networks are built, whether twins show things where their photos do, and new pictures exist."""
         if stage == "fit":
             warn_of_displaced(self.crops.pairs, self.crops.resolution)
+        else:
+            self._new()
 
     def train_dataloader(self) -> DataLoader[Any]:
         return train_loader(
