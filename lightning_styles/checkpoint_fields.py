@@ -115,7 +115,7 @@ def check_resumable(checkpoint: dict[str, Any], file: Path) -> None:
     loop = checkpoint["loops"]["fit_loop"]
     steps = (loop[f"{MANUAL}.optim_step_progress"], loop[f"{AUTOMATIC}.optim_progress"]["optimizer"]["step"])
     done = sum(step["total"]["completed"] for step in steps)
-    expect(checkpoint, {"global_step": exactly(done)}, f"{file}: the loops did {done} iterations, but", ANOTHER)
+    expect(checkpoint, {"global_step": exactly(done)}, f"{file}, whose loops did {done} iterations", ANOTHER)
 
 
 # ---- what an optimizer goes on from
@@ -147,8 +147,8 @@ def check_optimizers(checkpoint: dict[str, Any], own: Mapping[str, tuple[Optimiz
 def _state_of(optimizer: Optimizer, begun: bool) -> dict[str, Any]:
     """What the state dict of `optimizer` holds; `begun`: it is Adam, and has moved some of its parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    moments = dict.fromkeys(("exp_avg", "exp_avg_sq"))
-    of_each = [{"step": tensor()} | {name: tensor(*p.shape) for name in moments} for p in parameters]
+    moments = [tensor(*parameter.shape) for parameter in parameters]
+    of_each = [{"step": tensor(), "exp_avg": moment, "exp_avg_sq": moment} for moment in moments]
     known = isinstance(optimizer, (Adam, AdamW))
 
     def fits(state: Any) -> bool:

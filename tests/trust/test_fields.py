@@ -394,6 +394,16 @@ def test_a_method_refuses_what_it_cannot_go_on_from(keys: Keys, odd: Any, says: 
         fit(tmp_path, 4, Path("x.ckpt"))
 
 
+def test_a_checkpoint_says_one_number_of_iterations(tmp_path: Path) -> None:
+    kind = of_checkpoint(tmp_path)
+    for number in (1, 3):
+        torch.save(changed(kind.content, ("global_step",), number), "x.ckpt")
+        with pytest.raises(
+            UserError, match=f"x.ckpt, whose loops did 2 iterations: global_step is {number}, expected 2"
+        ):
+            kind.read(Path("x.ckpt"))
+
+
 def test_a_generator_that_was_trained_here_is_made_again_not_got_again(tmp_path: Path) -> None:
     preparation, file = object.__new__(Preparation), tmp_path / "finetuned_1.safetensors"
     preparation._source = own = make_stylegan()
