@@ -1,5 +1,6 @@
 """EMA: a running average of what is trained, shown and exported instead of the raw weights."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from lightning_styles.checkpoint_fields import ANOTHER
 from lightning_styles.errors import UserError
 from lightning_styles.reading import expect, tensor
+
+log = logging.getLogger(__name__)
 
 
 class EMA(L.Callback):
@@ -55,6 +58,8 @@ class EMA(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the average of a new run: methods may fill their parameters as late as in their on_fit_start."""
         if not self.shadow:
+            if trainer.global_step and trainer.is_global_zero:
+                log.warning("The checkpoint holds no average; EMA begins it at iteration %d.", trainer.global_step)
             self.shadow = {name: p.detach().clone().float() for name, p in self._trained.items()}
         self._updated_at = trainer.global_step
 

@@ -58,7 +58,7 @@ class ImageWriter(BasePredictionWriter):
         check_apart(sources, self.output_dir)
         result_name = getattr(pl_module, "result_name", str)
         targets = [self._target(result_name(source.name)) for source in sources]
-        there = {_identity(path): path for path in targets if os.path.lexists(path)}
+        there = {_identity(path) or path: path for path in targets if os.path.lexists(path)}
         settings = [dict(part.hparams) for part in (pl_module, data) if part is not None]
         read = [str(source.path) for source in sources if source.path] + list(_files_in(settings))
         if taken := [there[_identity(path)] for path in read if _identity(path) in there]:
@@ -99,7 +99,7 @@ class ImageWriter(BasePredictionWriter):
         """Writes the pictures of one batch.
 
         Raises:
-            UserError: a result holds NaN or infinite values; nothing is written for it.
+            UserError: a result holds NaN or infinite values, or would replace a file from elsewhere; it is not written.
         """
         names = [] if prediction is None else prediction["name"]
         self._skipped += len(batch["name"]) - len(names) if isinstance(batch, dict) else 0

@@ -1,5 +1,6 @@
 """Pairs: crops of a photo and of its stylised twin, for methods that learn a style from the difference of the two."""
 
+import logging
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,8 +17,11 @@ from datamodules.prompts import Prompts
 from datamodules.sampling import check_loading, draw, shuffled, train_loader
 from datamodules.sources import Source
 from lightning_styles.batches import EVALUATION, PHOTOS, PROMPTS
-from lightning_styles.errors import UserError
+from lightning_styles.errors import UserError, at_least
+from lightning_styles.metrics.geometry import DISPLACED, displacement
 
+log = logging.getLogger(__name__)
+LOOKED_AT = 32  # pairs whose twins are compared with their photos before training
 PLACES = 16  # that a random crop of one picture can have, so that what is made of crops can be kept
 NO_SUBJECT = re.compile(r"\W*((an?|the|one|photo|photograph|picture|image|of|in|with)\b\W*)*", re.I)
 
@@ -87,6 +91,7 @@ class Pairs(L.LightningDataModule):
         unlogged = ["batch_size", "num_workers", "eval_batch_size", "prompts", "pictures_per_prompt", "photos"]
         self.save_hyperparameters(logger=False, ignore=[*unlogged, "photo_caption"])
         check_loading(batch_size, num_workers)
+        at_least(1, eval_batch_size=eval_batch_size, pictures_per_prompt=pictures_per_prompt)
         if resolution not in SIDES:
             raise UserError(f"resolution is {resolution}; expected {SIDES[0]} to {SIDES[-1]} px.")
         prompt_list = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -115,15 +120,18 @@ class Pairs(L.LightningDataModule):
         if self.new is not None:
             self.gives = self.gives | dict.fromkeys(EVALUATION, self.new.gives["predict"])
 
-    def setup(self, stage: str) -> None:
-        if stage != "fit":
-            self._new()  # what is missing is said before networks are built
-
     @property
     def views(self) -> int:
         """How many different values `row` can have."""
         mirrors = 2 if self.crops.flip == "random" else 1
         return mirrors * sum(self.crops.places(pair.sizes(self.crops.resolution)[0]) for pair in self.crops.pairs)
+
+    def setup(self, stage: str) -> None:
+        """Looks, before networks are built, whether twins show things where their photos do, and new pictures exist."""
+        if stage == "fit":
+            warn_of_displaced(self.crops.pairs, self.crops.resolution)
+        else:
+            self._new()
 
     def train_dataloader(self) -> DataLoader[Any]:
         return train_loader(
@@ -237,6 +245,22 @@ def loaded(pair: Pair, resolution: int) -> Loaded:
     """What `pair` holds, the last ones kept: 8 bits hold what the files held in a quarter of the memory."""
     content, style = (((x + 1) * 127.5).round().to(torch.uint8) for x in pair.load(resolution))
     return Loaded(content, style, *pair.sizes(resolution))
+
+
+def warn_of_displaced(pairs: tuple[Pair, ...], resolution: int) -> None:
+    """One warning for the twins, of the first 32, that are files and whose lines lie elsewhere than their photos'."""
+    found = {}
+    for pair in [pair for pair in pairs if pair.style is not None][:LOOKED_AT]:
+        content, style = (x[None].float() / 127.5 - 1 for x in loaded(pair, resolution)[:2])
+        found[pair.content.name] = displacement(content, style).item()
+    displaced = [name for name, share in found.items() if share > DISPLACED]
+    if displaced:
+        worst = max(displaced, key=lambda name: found[name])
+        log.warning(
+            "the twins of %d of %d photos have their lines elsewhere, that of '%s' by %.1f %% of its side: the style "
+            "will change shapes too, or stay weak. Align them, or give several pairs.",
+            len(displaced), len(found), worst, 100 * found[worst],
+        )  # fmt: skip
 
 
 def _check_prompts(prompts: list[str]) -> None:

@@ -5,12 +5,21 @@ before its last iteration, by a limit of time or passes or early stopping, and i
 128 + n when signal n ended it: 130 Ctrl-C, 138 USR1, 143 kill; a run that saves checkpoints is saved then.
 """
 
+import os
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # until `main` listens: nothing is begun yet
+
 import difflib
 import importlib
 import importlib.util
-import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lightning_styles import __version__
 from lightning_styles.errors import SharedError, UserError, out_of_memory
@@ -78,6 +87,28 @@ def described(error: Exception) -> str:
     return str(error)
 
 
+@contextmanager
+def _hearing_ctrl_c() -> Iterator[list[int]]:
+    """Yields a list in which each Ctrl-C is noted that raises KeyboardInterrupt: an import may turn that into another
+    error, which is none then."""
+    heard: list[int] = []
+
+    def note(signum: int, frame: Any) -> None:
+        heard.append(signum)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+        yield heard
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield heard
+    finally:
+        if signal.getsignal(signal.SIGINT) is note:
+            signal.signal(signal.SIGINT, before)
+
+
 def _follows() -> bool:
     """Whether another process of this run is the one that talks."""
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -116,6 +147,19 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"lightning_styles {__version__}")
         return 0
+    with _hearing_ctrl_c() as heard:
+        try:
+            return _run(arguments)
+        except Exception:
+            if not heard:
+                raise
+        except KeyboardInterrupt:
+            pass
+    print("interrupted", file=sys.stderr)
+    return 130
+
+
+def _run(arguments: list[str]) -> int:
     try:
         return _dispatch(arguments)
     except (UserError, OSError, RuntimeError, MemoryError) as error:
@@ -128,9 +172,6 @@ def main(arguments: list[str] | None = None) -> int:
         return error.code if isinstance(error, UserError) else 1
     except SystemExit as stop:  # argparse and jsonargparse end this way, after their message
         return stop.code if isinstance(stop.code, int) else 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
 
 
 if __name__ == "__main__":

@@ -87,15 +87,14 @@ def face_quad(landmarks: np.ndarray) -> np.ndarray:
     left, right = landmarks[LEFT_EYE].mean(0), landmarks[RIGHT_EYE].mean(0)
     eyes, across = (left + right) / 2, right - left
     down = landmarks[list(MOUTH)].mean(0) - eyes
-    x = across - _turned(down)
-    length = np.hypot(*x)
-    if length < 1:
+    if np.hypot(*across) + np.hypot(*down) < 1:
         raise UserError("the landmarks have eyes and mouth in one place; expected the 68 points of dlib, in px.")
     if across[0] * down[1] <= across[1] * down[0]:
         raise UserError(
             "the landmarks are those of no face, or of a mirrored one; expected (x, y) of the 68 points of dlib, in px."
         )
-    x *= max(2.0 * np.hypot(*across), 1.8 * np.hypot(*down)) / length
+    x = across - _turned(down)
+    x *= max(2.0 * np.hypot(*across), 1.8 * np.hypot(*down)) / np.hypot(*x)
     y, centre = _turned(x), eyes + 0.1 * down
     return np.stack([centre - x - y, centre - x + y, centre + x + y, centre + x - y])
 

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from itertools import dropwhile
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_styles.errors import UserError
-from lightning_styles.reading import PLAIN, Rule, at_least, exactly, expect, first_problem, tensor
+from lightning_styles.reading import FINITE, PLAIN, SHOWN, Rule, at_least, exactly, expect, first_problem, tensor
 
 CHECKPOINT_KEY = "lightning_styles"  # the field of this project's own facts
 ANOTHER = "use another checkpoint"
@@ -22,7 +21,6 @@ PROTOCOL = re.compile(r"::|://|^data:")
 SAVERS = ("Checkpoints", "ModelCheckpoint")  # callbacks whose states name files
 
 COUNT = at_least(0)
-FINITE = Rule("a finite number", lambda value: isinstance(value, (int, float)) and isfinite(value))
 TENSOR = Rule("a tensor", lambda value: isinstance(value, Tensor))
 
 
@@ -51,7 +49,7 @@ SAVER = {
     "last_model_path?": PATH,
     "best_k_models?": Rule("a mapping of such paths", lambda x: isinstance(x, dict) and all(map(_is_plain_path, x))),
 }
-AVERAGE = {"shadow": {str: TENSOR}}
+KEPT = {"EMA": {"shadow": {str: TENSOR}}, "Timer": {"time_elapsed": {str: FINITE}}}
 PROGRESS = {"ready": COUNT, "completed": COUNT}
 STEPS = dict.fromkeys(("total", "current"), PROGRESS)
 STARTS = dict.fromkeys(("total", "current"), PROGRESS | {"started": COUNT})
@@ -74,7 +72,7 @@ LOOPS = {
 FIELDS = {
     "pytorch-lightning_version": Rule("the version of Lightning as text, 2.0 or later", _is_version),
     "state_dict": {str: TENSOR},
-    "global_step": COUNT,
+    "global_step?": COUNT,
     "loops?": LOOPS,
     "callbacks?": {str: dict},
     "datamodule_hyper_parameters?": {"resolution?": int | None},
@@ -99,11 +97,12 @@ def check_fields(checkpoint: Any, file: Path) -> None:
     Raises:
         UserError: naming the field.
     """
-    expect(checkpoint, FIELDS | ({CHECKPOINT_KEY: METHOD} if CHECKPOINT_KEY in checkpoint else {}), file, ANOTHER)
+    own = {CHECKPOINT_KEY: METHOD, "global_step": COUNT} if CHECKPOINT_KEY in checkpoint else {}
+    expect(checkpoint, FIELDS | own, file, ANOTHER)
     for name, state in checkpoint.get("callbacks", {}).items():
         saves = name.startswith(SAVERS) or "best_model_path" in state
-        known = AVERAGE if name == "EMA" else SAVER if saves else dict
-        expect(state, known, f"{file}: callbacks.{name.partition('{')[0]}", ANOTHER)
+        known = SAVER if saves else KEPT.get(name, dict)
+        expect(state, known, f"{file}: callbacks.{name.partition('{')[0][:SHOWN]}", ANOTHER)
 
 
 def check_resumable(checkpoint: dict[str, Any], file: Path) -> None:

@@ -1,10 +1,10 @@
 """What is refused of a parsed config before anything is built: settings that no run can have."""
 
 from collections.abc import Iterator
-from math import isfinite
+from math import inf
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 
 from lightning_styles.errors import UserError, at_least
 from lightning_styles.module import StyleModule
@@ -27,10 +27,10 @@ def check_settings(settings: dict[str, Any]) -> None:
         UserError: naming the first setting with its key.
     """
     for place, number in numbers(settings):
-        if not isfinite(number):
+        if number != number or abs(number) == inf:
             raise UserError(f"{place} is {number}; expected a finite number.")
         if abs(number) > MOST and "seed" not in place.rpartition(".")[2]:
-            raise UserError(f"{place} is {number:g}; expected at most {MOST:g}.")
+            raise UserError(f"{place} is {str(number)[:24]}; expected at most {MOST:g} in size.")
     trainer = settings.get("trainer") or {}
     for name, least in TRAINER.items():
         at_least(least, **{f"trainer.{name}": trainer.get(name)})
@@ -68,7 +68,7 @@ def check_state_keys(callbacks: list[Any]) -> None:
     Raises:
         UserError: naming the class.
     """
-    stateful = [c for c in callbacks if type(c).state_dict is not type(c).__mro__[-2].state_dict]
+    stateful = [callback for callback in callbacks if type(callback).state_dict is not Callback.state_dict]
     for position, callback in enumerate(stateful):
         if callback.state_key in [other.state_key for other in stateful[:position]]:
             name = type(callback).__name__

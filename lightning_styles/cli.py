@@ -30,7 +30,7 @@ from lightning_styles.errors import UserError
 from lightning_styles.files import check_writable
 from lightning_styles.home import at_home
 from lightning_styles.launches import holding
-from lightning_styles.layers import PATHS, at, layered
+from lightning_styles.layers import layered, texts_like_null
 from lightning_styles.nonfinite import last_good
 from lightning_styles.optional_files import Curves
 from lightning_styles.parser import StylesParser
@@ -135,10 +135,9 @@ class StylesCLI(LightningCLI):
 
     def _spell_out(self) -> None:
         """Have texts such as #x as they were typed, and one callback as a list of one."""
-        for key in PATHS:
-            text = at(self.layers.tree, key.split("."))
-            if isinstance(text, str) and "${" not in text:
-                self.settings[key] = text
+        for parts, text in texts_like_null(self.layers.tree):
+            if self.settings.get(".".join(parts), "") is None:
+                self.settings[".".join(parts)] = text
         callbacks = self.settings["trainer"]["callbacks"]
         if callbacks is not None and not isinstance(callbacks, list):
             self.settings["trainer"]["callbacks"] = [callbacks]
@@ -267,8 +266,6 @@ class StylesCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         words = super()._prepare_subcommand_kwargs(subcommand)
-        if words.get("weights_only", True) is None:
-            words["weights_only"] = True  # checkpoints are opened without running code, here too
         if subcommand == "predict" and words.get("return_predictions") is None:
             words["return_predictions"] = False  # the pictures are on disk; keeping them all fills the memory
         return words

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from math import inf, isfinite
+from math import inf
 
 MEMORY = re.compile(
     "out of memory|(can't|cannot|unable to) allocate|not enough memory|ALLOC_FAILED|bad_alloc", re.IGNORECASE
@@ -77,7 +77,7 @@ def within(least: float, most: float, **settings: float | None) -> None:
         UserError: naming the first one.
     """
     for name, value in settings.items():
-        if value is not None and not (isinstance(value, (int, float)) and least <= value <= most and isfinite(value)):
+        if value is not None and not (isinstance(value, (int, float)) and least <= value <= most and abs(value) != inf):
             expected = f"at least {least:g}" if most == inf else f"from {least:g} to {most:g}"
             raise UserError(f"{name} is {value}; it must be {expected}.")
 

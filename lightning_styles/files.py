@@ -6,6 +6,7 @@ import platform
 import re
 import shutil
 import sys
+import time
 import uuid
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from tempfile import TemporaryDirectory
 from lightning_styles.errors import UserError, system_error
 
 LONGEST_NAME = 255  # bytes
+DAY = 86_400  # seconds
 TEMPORARY = re.compile(r"\..+\.(?P<owner>[0-9a-f]{6}-(?P<pid>\d{1,9}))\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
@@ -115,12 +117,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @cache  # once in a process: a listing for every file would make many files slow
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files in `folder` of processes of this machine that are no more."""
+    """Remove the temporary files in `folder` of processes that are no more; those of other machines after a day."""
     for path in folder.glob(".*.tmp"):
-        match = TEMPORARY.fullmatch(path.name)
-        if match and match["owner"] == _owner(int(match["pid"])) and not _lives(int(match["pid"])):
+        if match := TEMPORARY.fullmatch(path.name):
             with suppress(OSError):
-                path.unlink()
+                here = match["owner"] == _owner(int(match["pid"]))
+                if not _lives(int(match["pid"])) if here else time.time() - path.stat().st_mtime > DAY:
+                    path.unlink()
 
 
 def _owner(pid: int) -> str:
@@ -149,12 +152,13 @@ def _torch_could_not_write(error: Exception, folder: Path) -> OSError | None:
     return OSError(number, os.strerror(number))
 
 
-def check_archive(path: Path, unreadable: str) -> None:
+def check_archive(path: Path, unreadable: str, mend: str = "use another copy of it") -> None:
     """Refuse an archive of PyTorch with a damaged member, which it does not notice, or a packed one, perhaps a bomb.
 
     Args:
         path: the file, a zip archive.
         unreadable: what to say when it is none, or cut short.
+        mend: what to do about a damaged one.
 
     Raises:
         UserError: it is refused.
@@ -167,7 +171,7 @@ def check_archive(path: Path, unreadable: str) -> None:
     except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError) as error:
         raise UserError(unreadable) from error
     if damaged:
-        raise UserError(f"{path} is damaged ({damaged} has a wrong checksum); get it again or use another checkpoint.")
+        raise UserError(f"{path} is damaged ({damaged} has a wrong checksum); {mend}.")
 
 
 def check_writable(folder: str | Path) -> None:

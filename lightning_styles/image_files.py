@@ -1,6 +1,6 @@
 """Image files: which formats are read, how large a file may be, and one sentence for whatever is wrong with one.
 
-Memory stays bounded whatever a file claims: about its size on disk, and 20 bytes for each of its pixels.
+Memory stays bounded whatever a file claims: about its size on disk, and 28 bytes for each of its pixels.
 """
 
 import io
@@ -80,17 +80,20 @@ class _Metered(io.BufferedReader):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(io.FileIO(path))
-        self.path, self.left = path, MOST_BESIDE
+        self.path = path
+        self.left: int | None = MOST_BESIDE
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if self.left is not None and size is not None and size >= 0:
-            self.left -= size
-            if self.left < 0:
-                raise UserError(
-                    f"'{self.path}' holds more than {MOST_BESIDE >> 20} MB beside its pixels (EXIF, colour profile, "
-                    "texts, layers); save it as PNG or JPEG without them."
-                )
-        return super().read(size)
+        if self.left is None or size is None or size < 0:
+            return super().read(size)
+        content = super().read(min(size, self.left + 1))
+        self.left -= len(content)
+        if self.left < 0:
+            raise UserError(
+                f"'{self.path}' holds more than {MOST_BESIDE >> 20} MB beside its pixels (EXIF, colour profile, texts, "
+                "layers); save it as PNG or JPEG without them."
+            )
+        return content
 
 
 @cache

@@ -41,6 +41,8 @@ def find_images(path: str | Path) -> list[Path]:
     path = Path(path)
     if path.is_file():
         return [path]
+    if path.exists() and not path.is_dir():
+        raise UserError(f"'{path}' is no regular file but a pipe or a device; expected an image file.")
     if not path.is_dir():
         raise UserError(f"'{path}' does not exist; expected an image file or a folder of images.")
     found = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
@@ -123,7 +125,7 @@ def to_uint8(image: Tensor) -> np.ndarray:
 
 def from_uint8(pixels: np.ndarray) -> Tensor:
     """(H, W, 3) uint8 to (3, H, W) float32 in [-1, 1], the inverse of `to_uint8`."""
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float().div_(127.5).sub_(1).contiguous()
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1)
 
 
 def save_png(path: str | Path, image: Tensor, settings: dict[str, Any] | None = None, overwrite: bool = False) -> None:

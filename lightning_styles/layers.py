@@ -4,26 +4,23 @@ A layer replaces values and lists, and goes into mappings, so that `weights: {st
 class in the place of another one takes over the settings that both have, which is said.
 """
 
-import difflib
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from lightning_styles.errors import UserError
-from lightning_styles.parser import dump, find_config, read_config
+from lightning_styles.parser import dump, find_config, mapping_of, read_config
+from lightning_styles.references import check_circles, check_variables
 from lightning_styles.required_files import import_class
-from lightning_styles.signatures import alternatives, parameters_of, takes_text
+from lightning_styles.signatures import alternatives, parameters_of, text_of
 
 Tree = dict[str, Any]
 SECTIONS = ("model", "data")
 SPECIFICATION = ("class_path", "init_args", "dict_kwargs")
 PATHS = {"run": str | None, "ckpt_path": str | None, "trainer.default_root_dir": str | None}  # text that has no class
 CONFIG = re.compile(r"(?:--config=|-c=?)(.+)")
-VARIABLE = re.compile(r"\$\{[\w.:]*\bvars[.\[](\w+)")
-REFERENCE = re.compile(r"\$\{([a-zA-Z][\w.]*)\}")
 
 
 @dataclass
@@ -120,10 +117,11 @@ class Layered:
             parts = [parts[0], "init_args", *parts[1:]]
         if parts[0] in SECTIONS and parts[1:] == ["class_path"]:
             return nested(parts, value)
-        if takes_text(self._type(parts), value) and not key.endswith("+"):
-            return nested(parts, value)
+        if not key.endswith("+"):
+            with suppress(ValueError):
+                return nested(parts, text_of(self._type(parts), value))
         if value.startswith("{") and isinstance(at(self.tree, parts), dict):
-            mapping = _mapping(value)
+            mapping = mapping_of(value)
             return None if mapping is None else nested(parts, mapping)
         return None
 
@@ -154,9 +152,11 @@ def layered(words: list[str]) -> Layered:
     for content in files:
         result.lay(content)
     result.take(flags)
-    for section in SECTIONS:
-        if isinstance(result.tree.get(section), dict) and "class_path" not in result.tree[section]:
-            raise UserError(f"{section} names no class; add {section}.class_path, or a config that has it.")
+    for name, section in ((name, result.tree.get(name)) for name in SECTIONS):
+        if isinstance(section, dict) and "class_path" not in section:
+            raise UserError(f"{name} names no class; add {name}.class_path, or a config that has it.")
+        if isinstance(section, dict) and not isinstance(section.get("init_args", {}), dict):
+            raise UserError(f"{name}.init_args is {section['init_args']!r}; expected settings, such as {{seed: 1}}.")
     check_variables(files, flags)
     check_circles(result.tree)
     return result
@@ -179,80 +179,18 @@ def config_paths(words: list[str]) -> tuple[list[str], list[str]]:
 def spelled_out(value: Tree) -> Tree:
     """A section of a later layer with its settings below init_args, where they can be left out."""
     short = {key: value[key] for key in value if key not in SPECIFICATION}
-    if not short:
-        return value
     own = value.get("init_args") or {}
+    if not short or not isinstance(own, dict):
+        return value
     return {**{key: value[key] for key in value if key not in short}, "init_args": {**own, **short}}
 
 
-# ---- variables and references
-
-
-def check_variables(files: list[Tree], flags: list[str]) -> None:
-    """Refuse variables that nothing refers to; in a config that a run has saved all are already filled in.
-
-    Raises:
-        UserError: naming the first one.
-    """
-    texts = [*map(str, files), " ".join(flags)]
-    known = {name for text in texts for name in VARIABLE.findall(text)}
-    if any("${vars}" in text for text in texts):
-        return
-    given = {f"--vars.{name}": name for name in flag_variables(flags)}
-    for content, text in zip(files, texts, strict=False):
-        resolved = "${" not in text and "model" in content
-        own = content.get("vars")
-        given |= {f"vars.{name}": name for name in (own if isinstance(own, dict) and not resolved else ())}
-    for place, name in given.items():
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            others = f"it refers to {', '.join(sorted(known))}." if known else "remove it."
-            hint = f"did you mean vars.{close[0]}?" if close else others
-            raise UserError(f"{place} has no effect, because nothing in the config refers to ${{vars.{name}}}: {hint}")
-
-
-def flag_variables(flags: list[str]) -> list[str]:
-    """The variables that flags set, `--vars.name value` or `--vars {name: value}`."""
-    names = []
-    for flag, following in zip(flags, [*flags[1:], ""], strict=False):
-        key, _, value = flag.partition("=")
-        if key == "--vars":
-            names += [str(name) for name in _mapping(value or following) or ()]
-        elif key.startswith("--vars."):
-            names.append(key.split(".")[1])
-    return names
-
-
-def check_circles(tree: Tree) -> None:
-    """Refuse references that lead back to where they start.
-
-    Raises:
-        UserError: naming the key and the reference.
-    """
-    references = {place: REFERENCE.findall(text) for place, text in leaves(tree)}
-    for start in references:
-        waiting, seen = list(references[start]), set()
-        while waiting:
-            goal = waiting.pop()
-            if start == goal or start.startswith(f"{goal}."):
-                raise UserError(f"{start} refers to itself through ${{{goal}}}; give it a value of its own.")
-            if goal not in seen:
-                seen.add(goal)
-                waiting += references.get(goal, [])
-
-
-def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted place and text of every string in nested mappings and lists that refers to something."""
-    if isinstance(tree, str):
-        if "${" in tree:
-            yield path, tree
-        return
-    entries = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    for key, value in entries:
-        yield from leaves(value, f"{path}.{key}" if path else str(key))
-
-
-# ---- nested mappings
+def texts_like_null(tree: Any, parts: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Place and text of every string that the parser takes for nothing where that is possible, such as #x and ~."""
+    if isinstance(tree, str) and (tree.strip() in ("~", "null") or tree.lstrip().startswith("#")):
+        yield parts, tree
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        yield from texts_like_null(value, (*parts, str(key)))
 
 
 def nested(parts: list[str], value: Any) -> Tree:
@@ -282,11 +220,3 @@ def _filled(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: _filled(value) for key, value in tree.items() if key != "init_args" or value is not None}
     return [_filled(value) for value in tree] if isinstance(tree, list) else tree
-
-
-def _mapping(text: str) -> Tree | None:
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return None
-    return found if isinstance(found, dict) else None

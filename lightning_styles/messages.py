@@ -85,7 +85,7 @@ def _arguments_of(class_path: str) -> list[str]:
 def _class_hints(class_path: str) -> list[str]:
     module, _, name = class_path.rpartition(".")
     if not module:
-        return [f"'{class_path}': write the full import path, such as lightning_styles.methods.SMS."]
+        return [f"'{class_path}': write the full import path, such as lightning_styles.methods.sms.SMS."]
     try:
         names = [n for n, value in vars(importlib.import_module(module)).items() if inspect.isclass(value)]
     except ImportError as error:

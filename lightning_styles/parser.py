@@ -59,7 +59,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{place}: not valid YAML: {error.problem or error.context}.") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid YAML: no UTF-8 text at byte {error.start}; save it as UTF-8.") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # such as the date 2026-13-45
         raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}.") from error
     if not isinstance(content, dict):
         kind = "nothing" if content is None else f"a {type(content).__name__}"
@@ -67,6 +67,15 @@ def read_config(path: Path) -> dict[str, Any]:
     if not has_at_most(MOST_VALUES, content):
         raise UserError(f"{path} holds more than {MOST_VALUES} values once its aliases (*name) are written out.")
     return content
+
+
+def mapping_of(text: str) -> dict[str, Any] | None:
+    """The mapping that `text` is in YAML, None if it is none."""
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def has_at_most(count: int, tree: Any) -> bool:

@@ -5,6 +5,7 @@ Nothing in a file is resolved, converted or called: values are compared with typ
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -14,7 +15,7 @@ from lightning_styles.errors import UserError
 MADE_AGAIN = "remove it, and it is made again"
 MISSING = object()
 DEEPEST = 20  # levels of nested values; a pickle can hold a list that contains itself
-SHOWN = 60  # characters of a value in a message
+SHOWN, LONGEST = 60, 200  # characters of a value and of a field in a message
 NAMES = {
     Any: "anything",
     dict: "a mapping",
@@ -59,7 +60,7 @@ def expect(content: Any, expected: Any, file: str | Path, mend: str) -> None:
         UserError: naming file, field, found, expected and `mend`.
     """
     if problem := first_problem(content, expected):
-        where = f"{problem.field} is " if problem.field else "it holds "
+        where = f"{problem.field[:LONGEST]} is " if problem.field else "it holds "
         raise UserError(f"{file}: {where}{problem.found}, expected {problem.expected}; {mend}.")
 
 
@@ -167,6 +168,9 @@ def described(expected: Any) -> str:
 
 
 # ---- rules
+
+
+FINITE = Rule("a finite number", lambda value: isinstance(value, (int, float)) and isfinite(value))
 
 
 def at_least(least: int) -> Rule:

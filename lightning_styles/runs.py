@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lightning_styles.checkpoint_fields import CHECKPOINT_KEY, check_fields
+from lightning_styles.checkpoint_fields import ANOTHER, CHECKPOINT_KEY, check_fields
 from lightning_styles.errors import UserError
 from lightning_styles.files import check_archive
 from lightning_styles.launches import trained_last
@@ -128,7 +128,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if path.suffix == ".safetensors":  # torch.load would hand it to another reader
         raise UserError(NO_CHECKPOINT.format(path))
-    check_archive(path, NO_CHECKPOINT.format(path))
+    check_archive(path, NO_CHECKPOINT.format(path), ANOTHER)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:

@@ -4,6 +4,8 @@ import inspect
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import yaml
+
 
 def parameters_of(cls: Any) -> dict[str, Any]:
     """Names of the arguments of a class -> their types; those of parents as far as keywords are handed on to them."""
@@ -25,13 +27,22 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
-def takes_text(hint: Any, value: str) -> bool:
-    """Whether an argument of type `hint` takes `value`, as it is typed, as text.
+def text_of(hint: Any, value: str) -> Any:
+    """What `value` on a command line means for an argument of type `hint` that takes text: itself, as it is typed.
 
     `null` stands for None where None is possible, [...] for a list and {...} for a mapping where they are.
+
+    Raises:
+        ValueError: the argument takes no text, or other things too, or the list or mapping cannot be read.
     """
     kinds = {get_origin(kind) or kind for kind in alternatives(hint)}
     if str not in kinds or kinds - {str, type(None), list, dict}:
-        return False
-    brackets = {"[": list, "{": dict}
-    return not ((value == "null" and type(None) in kinds) or brackets.get(value[:1]) in kinds)
+        raise ValueError(f"no text: {hint}")
+    if value == "null" and type(None) in kinds:
+        return None
+    if {"[": list, "{": dict}.get(value[:1]) not in kinds:
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error

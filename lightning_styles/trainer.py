@@ -64,7 +64,8 @@ class SaveRunConfig(SaveConfigCallback):
             return
         path = Path(self.folder) / self.config_filename
         text = self.parser.dump(self.config, skip_none=False)
-        before = path.read_text(encoding="utf-8") if path.is_file() else text
+        # Whatever it was changed into is kept, also what is no text.
+        before = path.read_text(encoding="utf-8", errors="backslashreplace") if path.is_file() else text
         if before != text:
             count = len(list(path.parent.glob("config_before_resume_*.yaml")))
             write_whole(path.with_name(f"config_before_resume_{count}.yaml"), before)

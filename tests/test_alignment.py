@@ -181,6 +181,41 @@ def test_captions_are_no_landmarks_and_wrong_ones_are_refused(tmp_path: Path) ->
         face_quad(np.zeros((68, 2)))
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[" * 100_000, "cannot be read as landmarks"),
+        (json.dumps([[10**400, 1]] * 68), "cannot be read as landmarks"),
+        (json.dumps([[1e308, 1]] * 68), "holds NaN or numbers above 100000"),
+        (json.dumps([[float("nan"), 1]] * 68), "holds NaN or numbers above 100000"),
+        (json.dumps([[-1e6, 1]] * 68), "holds NaN or numbers above 100000"),
+        (json.dumps([[1, 2]] * 67), "holds 67 points; expected the 68 landmarks"),
+        (json.dumps([[1, 2]] * 98), "holds 98 points; expected the 68 landmarks"),
+        (json.dumps({"landmarks": [{"x": 1, "y": 2}] * 68}), "cannot be read as landmarks"),
+        ("[[1, 2]", "cannot be read as landmarks"),
+        (" " * 1_000_001, "has 1,000,001 bytes; expected at most 1,000,000"),
+    ],
+)
+def test_every_wrong_file_of_landmarks_gets_one_sentence(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=rf"a.json {says}"):
+        landmarks_beside(tmp_path / "a.jpg")
+
+
+def test_landmarks_of_no_face_name_the_picture(tmp_path: Path) -> None:
+    photo, landmarks = photograph(0, 1.0, (60, 50))
+    for wrong, says in (
+        (landmarks[:, ::-1], "those of no face, or of a mirrored one"),
+        (landmarks * [1, -1], "those of no face, or of a mirrored one"),
+        (np.zeros((68, 2)), "eyes and mouth in one place"),
+        (landmarks + 9999, "lie outside of the picture"),
+    ):
+        with pytest.raises(UserError, match=f"'me' cannot be aligned: the landmarks .*{says}"):
+            find_face(photo, wrong, SIDE, "me", tmp_path)
+    for degrees in (90, 180, 270):  # turned faces are faces
+        assert find_face(*photograph(degrees, 1.0, (150, 150)), SIDE, "me", tmp_path).quad is not None
+
+
 def test_aligned_pictures_pass_through(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     y, x = np.mgrid[0:SIDE, 0:SIDE].astype(float)
     picture = painted(x, y)

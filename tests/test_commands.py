@@ -1,6 +1,9 @@
 """check, convert and stylize."""
 
+import errno
+import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -197,6 +200,38 @@ def test_a_layout_that_the_method_does_not_write(trained: str, capsys: pytest.Ca
     assert not Path("x").exists()
 
 
+def test_convert_replaces_what_is_there_only_when_told(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["convert", trained, "out/style.pt", "--to", "kohya", "--trust"]
+    Path("out").mkdir()
+    Path("out/style.pt").write_text("mine")
+    assert main(words) == 1
+    message = "error: out/style.pt is there already; write to another place, or replace it with --overwrite.\n"
+    assert capsys.readouterr().err == message
+    assert Path("out/style.pt").read_text() == "mine"
+    assert main([*words, "--overwrite"]) == 0
+    assert torch.load("out/style.pt", weights_only=True)["format"] == "kohya"
+    checkpoint = f"{trained}/checkpoints/last.ckpt"
+    before = Path(checkpoint).read_bytes()
+    for source, output in ((checkpoint, checkpoint), (trained, checkpoint), (trained, trained)):
+        assert main(["convert", source, output, "--to", "kohya", "--trust", "--overwrite"]) == 1
+        assert "is what is read; write the result to another place" in capsys.readouterr().err
+    assert Path(checkpoint).read_bytes() == before
+
+
+def test_an_export_into_a_folder_of_the_user_replaces_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine").mkdir()
+    Path("mine/toy.pt").write_text("mine")
+    export = {"class_path": "callbacks.Export", "init_args": {"folder": "mine"}}
+    Path("export.yaml").write_text(yaml.safe_dump(TOY | {"trainer": TOY["trainer"] | {"callbacks": [export]}}))
+    assert main(["fit", "--config", "export.yaml"]) == 1
+    assert "mine/toy.pt is there already; write to another place, or replace it with overwrite: true" in (
+        capsys.readouterr().err
+    )
+    assert Path("mine/toy.pt").read_text() == "mine"
+    assert main(["fit", "--config", "export.yaml", "--trainer.callbacks.overwrite", "true"]) == 0
+    assert torch.load("mine/toy.pt", weights_only=True)["format"] == "kohya"
+
+
 # ---- stylize
 
 
@@ -237,6 +272,119 @@ def test_stylize_changes_settings_of_the_method(trained: str, capsys: pytest.Cap
 def test_stylize_mistakes(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["stylize", *arguments]) == 1
     assert capsys.readouterr().err.startswith(expected)
+
+
+def stylize(*words: str) -> list[str]:
+    return ["stylize", *words, "--device", "cpu", "--trust"]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "out", "says"),
+    [
+        ("photos", "photos", "would lie in photos among the pictures themselves"),
+        ("photos", "./sub/../photos", "among the pictures themselves"),
+        ("photos", "linked", "among the pictures themselves"),
+        ("photos/a.png", "photos", "The result photos/a.png would replace a file that is read"),
+        ("links/a.png", "photos", "The result photos/a.png would replace a file that is read"),
+        ("photos/a.png", "links", "The result links/a.png would replace a file that is read"),
+        ("photos/a.png", "hard", "The result hard/a.png would replace a file that is read"),
+        ("photos/b.jpg", "photos", "photos/b.png would be replaced by results, but lightning_styles has not written"),
+        ("photos", "other", "other/a.png and 1 more would be replaced by results"),
+        ("photos/a.png", "odd", "odd/a.png would be replaced by results"),
+    ],
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_stylize_replaces_nothing_that_is_read_or_from_elsewhere(
+    trained: str, pictures: str, out: str, says: str, overwrite: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("photos", "links", "hard", "other", "odd/a.png", "sub"):
+        Path(folder).mkdir(parents=True)
+    for name in ("photos/a.png", "photos/b.jpg", "photos/b.png", "other/a.png", "other/b.png"):
+        Image.new("RGB", (40, 24), "red").save(name)
+    Path("linked").symlink_to("photos")
+    Path("links/a.png").symlink_to(Path("photos/a.png").absolute())
+    Path("hard/a.png").hardlink_to("photos/a.png")
+    before = {path: path.read_bytes() for path in Path().rglob("*.*g") if path.is_file()}
+    option = ["--overwrite"] if overwrite else []
+    foreign = "by results" in says
+    code = main(stylize(pictures, "--style", trained, "--out", out, *option))
+    assert code == (0 if foreign and overwrite and out != "odd" else 1)
+    if code:
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert (says in line) or (foreign and overwrite and "a.png" in line)
+        assert {path: path.read_bytes() for path in before} == before
+    else:
+        assert before != {path: path.read_bytes() for path in before}
+
+
+def test_stylize_skips_its_own_results_and_keeps_pictures_of_one_stem_apart(
+    trained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("photos").mkdir()
+    long = "\u6f22" * 83  # 249 bytes, and more with what keeps it apart
+    for name in ("a.jpg", "a.png", "A.png", f"{long}.jpg", f"{long}.png"):
+        Image.new("RGB", (40, 24)).save(Path("photos", name))
+    words = stylize("photos", "--style", trained, "--out", "out")
+    assert main(words) == 0
+    results = sorted(path.name for path in Path("out").glob("*.png"))
+    assert len({name.casefold() for name in results}) == 5
+    assert {"A.png", "a_jpg.png", "a_png.png", f"{long}.png"} < set(results)
+    assert main(words) == 0
+    assert "0 pictures in" in (out := capsys.readouterr().out)
+    assert "5 were there already" in out
+    other = ["photos/a.jpg", "--style", trained, "--out", "photos/new"]
+    assert main(stylize(*other)) == main(stylize(*other)) == 0
+
+
+def test_a_name_that_the_disk_refuses_costs_that_picture_alone(
+    trained: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Path("photos").mkdir()
+    for name in ("a", "b", "c"):
+        Image.new("RGB", (40, 24)).save(f"photos/{name}.png")
+    replace = os.replace
+
+    def picky(source: Path, target: Path) -> None:
+        if Path(target).name == "b.png":
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", picky)
+    assert main(stylize("photos", "--style", trained, "--out", "out")) == 1
+    assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "c.png"]
+    assert "not written: 'out/b.png' cannot be written: Invalid argument; rename the picture" in caplog.text
+    assert capsys.readouterr().err.splitlines()[-1] == "error: 1 of 3 results could not be written; see above."
+
+
+def test_ctrl_c_in_stylize_says_what_is_done(
+    trained: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("photos").mkdir()
+    for name in ("a", "b", "c"):
+        Image.new("RGB", (40, 24)).save(f"photos/{name}.png")
+    paint = ToyPainter.predict_step
+
+    def interrupted(method: ToyPainter, batch: Any, batch_idx: int) -> Any:
+        if batch["name"] == ["b"]:
+            os.kill(os.getpid(), signal.SIGINT)
+        return paint(method, batch, batch_idx)
+
+    words = stylize("photos", "--style", trained, "--out", "out")
+    monkeypatch.setattr(ToyPainter, "predict_step", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert main(words) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)  # Lightning ignores it from then on
+    captured = capsys.readouterr()
+    assert "Interrupted: 1 results are in out; the same command makes those that are missing." in captured.out
+    assert captured.err.splitlines()[-1] == "interrupted"
+    monkeypatch.setattr(ToyPainter, "predict_step", paint)
+    assert main(words) == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "b.png", "c.png"]
 
 
 # ---- the parts

@@ -17,8 +17,9 @@ import yaml
 from lightning_styles.__main__ import main
 from lightning_styles.cli import parse_only
 from lightning_styles.files import existing
+from lightning_styles.metrics.networks import required_models
 from lightning_styles.pretrained import locate, registry
-from lightning_styles.required_files import class_paths, import_class
+from lightning_styles.required_files import class_paths, import_class, required_files
 from tests.shipped import CONFIGS, FILES, OVERLAYS, ROOT
 
 SMS = [name for name in CONFIGS if "sms" in name]
@@ -206,3 +207,27 @@ def test_fit_takes_one_process_a_gpu(script: str, nodes: int) -> None:
     config = parse_only(words[words.index("lightning_styles") + 1 :])
     trainer = config["trainer"]
     assert (str(trainer["devices"]), trainer["num_nodes"], config["run"]) == ("4", nodes, "job_7")
+
+
+MEASURED = {
+    "sms": {"lpips", "art_inception", "style_images"},
+    "osasis": {"lpips", "art_inception", "structure", "style_images"},
+    "pair": {"dreamsim"},
+    "stylegan": {"lpips", "identity", "inception", "style_images"},
+}
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if re.match(r"configs/(sms|osasis|pair|stylegan)_", name)])
+def test_a_config_of_a_paper_measures_what_the_paper_does(name: str, tmp_path: Path) -> None:
+    config = parsed(name)
+    metrics = config["model"]["init_args"]["metrics"]
+    kind = Path(name).stem.partition("_")[0]
+    assert metrics.keys() - {"identity"} == MEASURED[kind] - {"identity"}
+    assert ("identity" in metrics) == (kind == "stylegan" or name.endswith("ffhq.yaml"))
+    method, settings = import_class(config["model"]["class_path"]), config["model"]["init_args"]
+    trained = method.required_models(settings | {"metrics": {}})
+    own = set(required_models(metrics)) - set(trained)  # what is for the metrics alone
+    for command, needed in {"check": own, "test": own, "fit": set(), "predict": set()}.items():
+        found = {(file.name, file.kind) for file in required_files(config, command)}
+        assert found & own == needed, command
+    assert config["trainer"]["limit_val_batches"] == 0

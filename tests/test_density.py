@@ -143,9 +143,25 @@ def test_mistakes(
     assert not Path("out").exists() or not list(Path("out").iterdir())
 
 
-def test_a_folder_of_something_else(micro_osasis: MicroOSASIS, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[1, 2]", ": it holds a list of 2, expected a mapping with recipe, pictures; remove it"),
+        ("[", " is no table of density; remove it"),
+        ("[" * 50_000, " is no table of density; remove it"),
+        ('{"recipe": {}, "pictures": {}}', ": pictures is a mapping of 0, expected a list"),
+        ('{"recipe": {}, "pictures": [{"name": "a", "path": 3}]}', ": pictures.0.path is 3, expected text"),
+        (
+            '{"recipe": {}, "pictures": [{"name": "a", "path": "", "distance": NaN}]}',
+            ": pictures.0.distance is nan, expected a finite number",
+        ),
+    ],
+)
+def test_a_folder_of_something_else(
+    text: str, says: str, micro_osasis: MicroOSASIS, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("out").mkdir()
-    Path("out/density.json").write_text("[1, 2]")
+    Path("out/density.json").write_text(text)
     assert main(words(micro_osasis)) == 1
-    assert capsys.readouterr().err.startswith("error: out/density.json is no table of density; remove it")
-    assert Path("out/density.json").read_text() == "[1, 2]"
+    assert capsys.readouterr().err.startswith(f"error: out/density.json{says}")
+    assert Path("out/density.json").read_text() == text

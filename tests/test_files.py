@@ -48,12 +48,17 @@ def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path: Path) -
     assert killed.returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
     others = [tmp_path / name for name in (".notes.tmp", f".x.{files._owner(os.getpid())}.01234567.tmp", "a.tmp")]
-    for other in others:  # from elsewhere, and of a process that lives
+    others += [tmp_path / ".x.000000-999999999.01234567.tmp"]
+    for other in others:  # from elsewhere, of a process that lives, of another machine
         other.write_text("x")
+    old = tmp_path / ".y.000000-999999999.01234567.tmp"
+    old.write_text("x")
+    os.utime(old, (1e9, 1e9))
     remove_leftovers.cache_clear()
     with replacing(tmp_path / "other.png") as temporary:
         temporary.write_text("new")
     assert not left.exists()
+    assert not old.exists()
     assert all(other.exists() for other in others)
 
 

@@ -108,8 +108,10 @@ def test_where_text_is_one_of_several_types() -> None:
         return over(flags=flags)
 
     assert data("--data.images", "#x").tree["data"]["init_args"]["images"] == "#x"
-    assert data("--data.images", "[c.png]").words == ["--data.images", "[c.png]"]  # a list, which the parser reads
-    assert data("--data.twin_style", "null").words == ["--data.twin_style", "null"]
+    assert data("--data.images", "[c.png]").tree["data"]["init_args"]["images"] == ["c.png"]
+    assert data("--data.images", "[c.png]", "--data.images", "d.png").tree["data"]["init_args"]["images"] == "d.png"
+    assert data("--data.images", "[c.png").words == ["--data.images", "[c.png"]  # the parser says what is wrong
+    assert data("--data.twin_style", "null").tree["data"]["init_args"]["twin_style"] is None
     assert data("--data.twin_style", "1e3").tree["data"]["init_args"]["twin_style"] == "1e3"
     assert data("--model.metrics.perceptual", "1").tree["model"]["init_args"]["metrics"] == {"perceptual": "1"}
     assert data("--data.resolution", "64").words == ["--data.resolution", "64"]
@@ -152,4 +154,7 @@ def test_a_config_that_a_run_saved_may_hold_variables_that_are_filled_in() -> No
 def test_a_section_without_a_class_is_named() -> None:
     Path("first.yaml").write_text("model: {init_args: {lr: 1}}", encoding="utf-8")
     with pytest.raises(UserError, match=r"model names no class; add model.class_path"):
+        over()
+    Path("first.yaml").write_text(f"model: {{class_path: {SMS}, init_args: 5}}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"model.init_args is 5; expected settings"):
         over()

@@ -1,5 +1,7 @@
 """The light entry: what it answers, with which exit code, and that it imports nothing heavy for it."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +111,45 @@ def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("lightning_styles.__main__._dispatch", fail)
     with pytest.raises(ValueError, match="a bug"):
         main(["fit"])
+
+
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_ctrl_c_that_an_import_turns_into_another_error_is_still_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], swallowed: bool
+) -> None:
+    def fail(arguments: list[str]) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            if not swallowed:
+                raise
+        raise AttributeError("half imported")
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("lightning_styles.__main__._dispatch", fail)
+    assert main(["fit"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_while_the_program_starts(tmp_path: Path) -> None:
+    """The first module that it imports after it listens is slow here; a signal that is ignored stays so."""
+    slow = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(0.1)\nprint('went on')\n"
+    (tmp_path / "difflib.py").write_text(slow)
+    words = [sys.executable, "-m", "lightning_styles", "--version"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    for ignored, code in ((False, 130), (True, 0)):
+        run = subprocess.run(
+            words,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None,
+            check=False,
+        )
+        assert (run.returncode, run.stderr) == (code, "")
+        assert ("went on" in run.stdout) == ignored
 
 
 def test_a_folder_that_hides_callbacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

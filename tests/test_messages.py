@@ -35,7 +35,7 @@ def test_a_word_like_no_argument_lists_them() -> None:
 
 def test_a_bare_class_name_asks_for_the_import_path() -> None:
     hint = hints("Expected a dot import path string: SMS", [])
-    assert hint == ["'SMS': write the full import path, such as lightning_styles.methods.SMS."]
+    assert hint == ["'SMS': write the full import path, such as lightning_styles.methods.sms.SMS."]
 
 
 def test_arguments_of_parents_count_only_when_keywords_are_handed_on() -> None:

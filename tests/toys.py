@@ -142,7 +142,9 @@ class ToyPainter(ToyStyle):
         self.finished: set[str] = set()
         self.base_models: dict[str, str] = {}
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:  # type: ignore[override]
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any] | None:  # type: ignore[override]
+        if self.finished.issuperset(batch["name"]):
+            return None
         images = batch["image"] + self.hparams["shift"]
         return {"image": list(images), "name": batch["name"], "settings": {}}
 

@@ -17,6 +17,7 @@ The YAML file of a comparison:
 
 import argparse
 import json
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,7 +151,16 @@ def _measure_wave(rows: list[Row], checkpoints: list[str | None], processes: int
     from multiprocessing import get_start_method
 
     with ProcessPoolExecutor(processes, _clean_processes(), _start_worker, (processes, get_start_method())) as pool:
-        yield from zip(rows, pool.map(measure, rows, checkpoints), strict=True)
+        yield from zip(rows, pool.map(_measure_in_worker, rows, checkpoints), strict=True)
+
+
+def _measure_in_worker(row: Row, checkpoint: str | None) -> Result:
+    """`measure` by a process that hears Ctrl-C only while it runs a row, and then ends it as a run by itself does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return measure(row, checkpoint)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _clean_processes() -> "BaseContext":
@@ -159,6 +169,14 @@ def _clean_processes() -> "BaseContext":
 
     context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     context.set_forkserver_preload(["lightning_styles.cli"])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what starts now, and what that starts, ignores it as well
+    try:
+        if context.get_start_method() == "forkserver":
+            from multiprocessing.forkserver import ensure_running
+
+            ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
     return context
 
 

@@ -12,13 +12,14 @@ from typing import Any
 from lightning_styles.commands import LightParser, saying_when_interrupted
 from lightning_styles.errors import UserError, at_least
 from lightning_styles.files import check_writable
+from lightning_styles.reading import FINITE, expect
 
 SAVE_EVERY = 20.0  # seconds
 TILE = 128  # px, of a picture in the sheets
 TABLE, SHEET, LOW, HIGH = "density.json", "density.csv", "low_density.png", "high_density.png"
 GOES_ON = "the same command goes on from there"
 KEYS = ("name", "distance", "path")
-COLUMNS = ("rank", *KEYS)
+COLUMNS: tuple[str, ...] = ("rank", *KEYS)
 
 Row = dict[str, Any]  # KEYS of a picture, and its rank in the table
 
@@ -184,13 +185,16 @@ def load_networks(options: argparse.Namespace) -> tuple[Any, Any]:
 
 def read_table(path: Path, recipe: Row) -> dict[tuple[str, str], Row]:
     """Rows by (name, path) of an earlier run of the same recipe."""
+    mend = "remove it, or give another --out"
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-        return {(row["name"], row["path"]): row for row in table["pictures"]} if table["recipe"] == recipe else {}
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is no table of density; remove it, or give another --out.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no table of density; {mend}.") from error
+    row: dict[str, Any] = {"name": str, "path": str, "distance": FINITE}
+    expect(table, {"recipe": dict, "pictures": [row]}, path, mend)
+    return {(row["name"], row["path"]): row for row in table["pictures"]} if table["recipe"] == recipe else {}
 
 
 def write_table(folder: Path, recipe: Row, rows: list[Row]) -> list[Row]:

@@ -8,6 +8,7 @@ from typing import Any
 from lightning_styles.commands import LightParser
 from lightning_styles.errors import UserError
 from lightning_styles.files import check_writable
+from lightning_styles.prompts import check_lengths
 
 DEVICES = "auto, cpu, cuda, cuda:N or mps"
 
@@ -46,6 +47,7 @@ def main(arguments: list[str]) -> int:
     """Run `stylize` and return the exit code."""
     options = parser().parse_args(arguments)
     settings = changes(options.set)
+    check_lengths(settings.items())
     absent = [picture for picture in options.pictures if not Path(picture).exists()]
     if absent:
         raise UserError(f"There is no picture or folder {', '.join(absent)}; check the path.")
@@ -69,13 +71,13 @@ def changes(given: list[str]) -> dict[str, Any]:
     class Loader(yaml.SafeLoader):
         """Reads 1e-3 as a number, as the config files do; YAML 1.1 wants 1.0e-3."""
 
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), None)
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), None)
     settings = {}
     for pair in given:
         key, equals, value = pair.partition("=")
         try:
             settings[key] = yaml.load(value, Loader)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise UserError(f"--set {pair}: the value cannot be read as YAML; put it in quotes.") from error
         if not (key and equals):
             raise UserError(f"--set {pair}: expected KEY=VALUE, such as mode=multimodal.")

@@ -6,8 +6,10 @@ top (`style_guidance`, guidance_scale 1 or negative_prompt = prompt) it gives th
 Notation: x_p the latents (B, 4, h, w) one step below t, p = t - T / steps; eps(x, t) the network.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,6 +21,10 @@ from lightning_styles.diffusion.schedules import NoiseSchedule
 from lightning_styles.errors import UserError, at_least
 
 Network = Callable[[Tensor, Tensor], Tensor]
+# Of the latents' length. Portraits of the embedded world come back with 0.29, 0.26, 0.18, 0.10, 0.05 after 2, 5, 10,
+# 20, 50 steps of DDIM alone and with 0.23, 0.12, 0.06, 0.04, 0.02 after as many with ReNoise.
+LOSSY = 0.09
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,33 @@ def ddim_inversion(
         if on_step is not None:
             on_step(t, x)
     return x
+
+
+@torch.no_grad()
+def reconstruction_error(network: Network, x: Tensor, z: Tensor, schedule: NoiseSchedule, steps: int) -> float:
+    """||z' - z|| / ||z||, mean over pictures, for the z' to which DDIM comes from the inverted latents x.
+
+    Args:
+        network: eps, as in `ddim_inversion`.
+        x: (B, 4, h, w), what `ddim_inversion` made of z.
+        z: (B, 4, h, w), clean scaled latents.
+        schedule: of the base.
+        steps: of DDIM.
+    """
+    for times in schedule.ddim_timesteps(steps):
+        t, p = (torch.full((len(x),), time, device=x.device) for time in times)
+        x = schedule.ddim_step(x, network(x, t[0]), t, p)
+    return ((x - z).flatten(1).norm(dim=1) / z.flatten(1).norm(dim=1)).mean().item()
+
+
+@cache  # one message a setting, not one a picture
+def _warn_of_loss(steps: int, renoise: bool) -> None:
+    way = "more steps" if renoise else "more steps, or ReNoise"
+    log.warning(
+        "%d steps of inversion lose some of the picture: sampled back, its latents are off by more than %.0f %%, "
+        "before any style. For results that keep more of it take %s.",
+        steps, 100 * LOSSY, way,
+    )  # fmt: skip
 
 
 def renoised_step(
@@ -202,6 +235,8 @@ def invert(
 ) -> Tensor:
     """Latents (B, 4, h, w), float32, from which a style guidance pipeline paints real pictures again.
 
+    They are sampled back, with `steps` more evaluations, to warn where the pictures do not return.
+
     Args:
         pipeline: `StyleGuidancePipeline` or `StyleGuidanceXLPipeline`, with DDIM as its scheduler.
         images: (B, 3, H, W) in [-1, 1].
@@ -233,4 +268,6 @@ def invert(
         raise UserError(
             f"the inversion diverged with {renoise or 'DDIM alone'}; lower kl and correlation, or leave it out."
         )
+    if reconstruction_error(network, x, z, schedule, steps) > LOSSY:
+        _warn_of_loss(steps, renoise is not None)
     return x

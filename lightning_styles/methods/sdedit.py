@@ -70,7 +70,7 @@ class SDEdit(StyleModule):
         from lightning_styles.pretrained.style_lora import load_style_lora
 
         h = self.hparams
-        base = load_stable_diffusion(h.base)
+        base = load_stable_diffusion(h.base, xl=False)
         self.base_models = {h.base: base.sha256}
         if h.style_lora:
             lora = locate(h.style_lora, "lora")

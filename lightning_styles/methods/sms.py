@@ -177,8 +177,8 @@ class SMS(StyleModule):
         from lightning_styles.pretrained.style_lora import load_style_lora
 
         h = self.hparams
-        base = load_stable_diffusion(h.base)
-        real = base if h.real in (None, h.base) else load_stable_diffusion(h.real)
+        base = load_stable_diffusion(h.base, xl=False)
+        real = base if h.real in (None, h.base) else load_stable_diffusion(h.real, xl=False)
         self.base_models = {h.base: base.sha256} | ({h.real: real.sha256} if h.real else {})
         widths = [part.unet.config.cross_attention_dim for part in (base, real)]
         if widths[0] != widths[1]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_styles.models.diffae import DiffAEConfig, LatentConfig
 from lightning_styles.models.guided_unet import GuidedConfig
+from lightning_styles.pretrained.weights import parse_json
 
 State = Mapping[str, Tensor]
 Config = TypeVar("Config", DiffAEConfig, GuidedConfig)
@@ -26,7 +27,7 @@ def diffae_config(state: State) -> DiffAEConfig:
         multipliers, attention = _down_path(state, "input_blocks", levels, res_blocks, channels)
         below, encoder_attention = _down_path(state, "encoder.input_blocks", encoder_levels, res_blocks, channels)
         latent = _latent_config(state, embedding) if "latent_net.time_embed.0.weight" in state else None
-    except (KeyError, ValueError, ZeroDivisionError):
+    except (KeyError, ValueError, IndexError, ZeroDivisionError):
         return DiffAEConfig()  # loading then names the keys that differ
     return DiffAEConfig(
         channels=channels,
@@ -47,7 +48,7 @@ def guided_config(state: State) -> GuidedConfig:
         channels = state["time_embed.0.weight"].shape[1]
         levels, res_blocks = _levels_and_blocks(state)
         multipliers, attention = _down_path(state, "input_blocks", levels, res_blocks, channels)
-    except (KeyError, ValueError, ZeroDivisionError):
+    except (KeyError, ValueError, IndexError, ZeroDivisionError):
         return GuidedConfig()
     return GuidedConfig(channels, multipliers, res_blocks, attention)
 
@@ -61,9 +62,9 @@ def from_json(kind: type[Config], text: str) -> Config:
     """The config that `to_json` wrote.
 
     Raises:
-        ValueError, TypeError: the text is no such config.
+        UserError, ValueError, TypeError, AttributeError: the text is no such config.
     """
-    fields = _tuples(json.loads(text))
+    fields = _tuples(parse_json(text, "its header"))
     if isinstance(fields.get("latent"), dict):
         fields["latent"] = LatentConfig(**_tuples(fields["latent"]))
     return kind(**fields)

@@ -19,7 +19,7 @@ from lightning_styles.models.diffae import DiffAE, DiffAEConfig
 from lightning_styles.models.guided_unet import GuidedConfig, GuidedUNet
 from lightning_styles.pretrained import locate
 from lightning_styles.pretrained.architecture import diffae_config, from_json, guided_config, to_json
-from lightning_styles.pretrained.weights import build, read_safetensors, read_torch
+from lightning_styles.pretrained.weights import as_state, as_vector, build, read_safetensors, read_torch
 
 STATISTICS = ("conds_mean", "conds_std")
 BUFFERS = (*STATISTICS, "x_T")
@@ -110,9 +110,7 @@ def load_guided_unet(path: Path) -> GuidedUNet:
     if path.suffix == ".safetensors":
         state, config = _read_own(path, GuidedConfig)
     else:
-        state, config = read_torch(path), None
-        if not isinstance(state, Mapping):
-            raise UserError(f"{path.name} holds a {type(state).__name__}, expected the state dict of a P2 network.")
+        state, config = as_state(read_torch(path), path.name), None
     return build(partial(GuidedUNet, config or guided_config(state)), state, path.name)
 
 
@@ -146,7 +144,8 @@ def _read_lightning(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("state_dict"), Mapping):
         raise UserError(f"{path.name} has no state_dict; expected a DiffAE checkpoint such as last.ckpt.")
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema_model": {}, "": {}}
-    for key, tensor in checkpoint["state_dict"].items():
+    unused = {key: value for key, value in checkpoint["state_dict"].items() if key != "x_T"}
+    for key, tensor in as_state(unused, path.name, "state_dict").items():
         part, _, rest = key.partition(".")
         if part in parts and rest:
             parts[part][rest] = tensor
@@ -165,21 +164,21 @@ def _read_lightning(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def _statistics(buffers: Mapping[str, Tensor], embedding: int, path: Path) -> CodeStatistics | None:
-    found = [buffers[key].float().clone() for key in STATISTICS if key in buffers]
+    found = {key: buffers[key] for key in STATISTICS if key in buffers}
     if not found:
         return None
-    if len(found) < 2 or any(tensor.numel() != embedding for tensor in found):
-        sizes = ", ".join(str(tuple(tensor.shape)) for tensor in found)
-        raise UserError(f"{path.name}: {' and '.join(STATISTICS)} of {embedding} values expected, found {sizes}.")
-    return CodeStatistics(*(tensor.reshape(1, -1) for tensor in found))
+    if len(found) < len(STATISTICS):
+        raise UserError(f"{path.name} holds {', '.join(found)} alone; expected {' and '.join(STATISTICS)}.")
+    return CodeStatistics(*(as_vector(value, embedding, path.name, key)[None] for key, value in found.items()))
 
 
 def _read_own(path: Path, kind: type[Config]) -> tuple[dict[str, Tensor], Config | None]:
     state, metadata = read_safetensors(path)
     try:
         return state, from_json(kind, metadata["config"]) if "config" in metadata else None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path.name} is not a {kind.__name__.removesuffix('Config')} network: {error}.") from error
+    except (UserError, ValueError, TypeError, AttributeError) as error:
+        cause = str(error).rstrip(".")
+        raise UserError(f"{path.name} is not a {kind.__name__.removesuffix('Config')} network: {cause}.") from error
 
 
 def _write_own(

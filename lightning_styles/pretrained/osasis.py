@@ -15,7 +15,7 @@ from lightning_styles.models.diffae import DiffAE, DiffAEConfig, DiffAEUNet
 from lightning_styles.models.spn import MappingNet, MappingNetTime, NoSPN
 from lightning_styles.pretrained.architecture import diffae_config
 from lightning_styles.pretrained.diffae import tied
-from lightning_styles.pretrained.weights import build, read_torch
+from lightning_styles.pretrained.weights import as_state, build, read_torch
 
 SPN = MappingNetTime | MappingNet
 KEYS = ("iter", "diffae_B", "model_map", "optim_diffae_B", "optim_map")
@@ -50,13 +50,16 @@ def load_osasis(path: Path, config: DiffAEConfig | None = None) -> Stylizer:
     if not isinstance(found, Mapping) or "diffae_B" not in found or not set(found) <= set(KEYS):
         has = ", ".join(list(map(str, found))[:5]) if isinstance(found, Mapping) else type(found).__name__
         raise UserError(f"{path.name} holds {has}; expected {', '.join(KEYS)} of an OSASIS checkpoint.")
-    state = tied(found["diffae_B"], path.name)
+    state = tied(as_state(found["diffae_B"], path.name, "diffae_B"), path.name)
     model = build(partial(DiffAE, config or diffae_config(state)), state, path.name)
     spn = None
     if "model_map" in found:
-        kind = MappingNet if "layers.0.weight" in found["model_map"] else MappingNetTime
-        spn = build(kind, found["model_map"], path.name)
-    return Stylizer(int(found.get("iter", 0)), model, spn)
+        mapping = as_state(found["model_map"], path.name, "model_map")
+        spn = build(MappingNet if "layers.0.weight" in mapping else MappingNetTime, mapping, path.name)
+    iteration = found.get("iter", 0)
+    if not isinstance(iteration, int):
+        raise UserError(f"{path.name}: iter is a {type(iteration).__name__}, expected the number of iterations.")
+    return Stylizer(iteration, model, spn)
 
 
 def save_osasis(

@@ -17,7 +17,7 @@ from lightning_styles.models.psp import GradualStyleEncoder, Space
 from lightning_styles.models.stylegan2 import Generator
 from lightning_styles.pretrained.judges import with_counters
 from lightning_styles.pretrained.stylegan2 import build_generator
-from lightning_styles.pretrained.weights import build, parse_json, read_safetensors, read_torch
+from lightning_styles.pretrained.weights import as_state, as_vector, build, parse_json, read_safetensors, read_torch
 
 
 @dataclass
@@ -57,7 +57,7 @@ def load_psp(path: Path, space: Space | None = None) -> PSP:
     if options.get("learn_in_w") or options.get("encoder_type", "GradualStyleEncoder") != "GradualStyleEncoder":
         raise UserError(f"{path.name} encodes into W alone; expected an encoder of one style per layer.")
     parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}}
-    for key, tensor in found["state_dict"].items():
+    for key, tensor in as_state(found["state_dict"], path.name, "state_dict").items():
         part, _, rest = key.partition(".")
         parts.setdefault(part, {})[rest] = tensor
     state = with_counters(parts["encoder"])
@@ -66,10 +66,14 @@ def load_psp(path: Path, space: Space | None = None) -> PSP:
     encoder = build(partial(GradualStyleEncoder, styles or 18, variational=variational), state, path.name)
     space = space or ("z_plus" if variational else "w_plus")
     average = found.get("latent_avg") if options.get("start_from_latent_avg", space == "w_plus") else None
+    if average is None and options.get("start_from_latent_avg"):
+        raise UserError(
+            f"{path.name} lacks latent_avg, to which its options say that codes are added; use another copy."
+        )
     return PSP(
         encoder,
         space,
-        average.float().expand(styles, -1).clone() if isinstance(average, Tensor) else None,
+        None if average is None else _average(average, encoder, path.name),
         build_generator(parts["decoder"], path.name) if parts["decoder"] else None,
     )
 
@@ -108,7 +112,15 @@ def _load_own(path: Path) -> PSP:
     average = state.pop("latent_avg", None)
     weights = {key.removeprefix("encoder."): tensor for key, tensor in state.items()}
     encoder = build(make, weights, path.name)
-    return PSP(encoder, cast("Space", space), None if average is None else average.float())
+    return PSP(encoder, cast("Space", space), None if average is None else _average(average, encoder, path.name))
+
+
+def _average(found: Any, encoder: GradualStyleEncoder, source: str) -> Tensor:
+    """(L, D), one mean of w for each style, of a file that holds that or one for all."""
+    styles, length = encoder.arguments["n_styles"], encoder.arguments["style_dim"]
+    several = isinstance(found, Tensor) and found.numel() == styles * length
+    average = as_vector(found, styles * length if several else length, source, "latent_avg")
+    return average.reshape(-1, length).expand(styles, -1).clone()
 
 
 def _options(found: Any) -> Mapping[str, Any]:

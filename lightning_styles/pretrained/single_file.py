@@ -36,7 +36,10 @@ def check_single_file(path: Path) -> str:
         ValueError: what is wrong with it.
     """
     if path.suffix != ".safetensors":
-        raise ValueError("it is not a .safetensors file; a pickle may run code and is not opened")
+        raise ValueError(
+            "it is not a .safetensors file; a pickle may run code and is not opened: download the .safetensors "
+            "file of the same model"
+        )
     entries, metadata = read_header(path)
     if wrong := _other_model(entries) or _other_prediction(entries, metadata) or _lacking(entries):
         raise ValueError(wrong)
@@ -66,7 +69,8 @@ def load_single_file(path: Path, base: Path) -> dict[str, Any]:
     ):
         config = kind.load_config(base, subfolder=name, local_files_only=True)
         converted = {key: tensor for key, tensor in convert(dict(state), config=config).items() if tensor is not None}
-        parts[name] = build(partial(kind.from_config, config), converted, f"its {name}")
+        make: Any = partial(kind.from_config, config)
+        parts[name] = build(make, converted, f"its {name}")
     for suffix, kind in (("", CLIPTextModel), *([("_2", CLIPTextModelWithProjection)] if is_xl else [])):
         parts[f"text_encoder{suffix}"] = _text_encoder(kind, base / f"text_encoder{suffix}", state)
         parts[f"tokenizer{suffix}"] = CLIPTokenizer.from_pretrained(base / f"tokenizer{suffix}", local_files_only=True)
@@ -84,7 +88,8 @@ def _text_encoder(kind: Any, folder: Path, state: Mapping[str, Tensor]) -> Any:
         with torch.device("meta"):
             shape = kind(config)
         own = convert_open_clip_checkpoint(shape, dict(state), prefix=TEXT_2)
-    return whole(folder.name, kind.from_pretrained(None, config=config, state_dict=own, output_loading_info=True))
+    options = {"dtype": torch.float32, "output_loading_info": True}
+    return whole(folder.name, kind.from_pretrained(None, config=config, state_dict=own, **options))
 
 
 def whole(part: str, loaded: Any) -> Any:
@@ -113,10 +118,11 @@ def _other_model(entries: Mapping[str, Entry]) -> str | None:
     own = (UNET, *VAE, TEXT, TEXT_XL, TEXT_2, "scaled_fp8")
     if packed := first_packed({key: entry for key, entry in entries.items() if key.startswith(own)}):
         return packed
-    inputs = entries.get(f"{UNET}input_blocks.0.0.weight", Entry("", (0, 4))).shape[1:2]
-    if inputs != (4,):
-        use = INPUTS.get(*inputs, "another use") if inputs else "another use"
-        return f"its UNet is for {use}: it takes {inputs[0] if inputs else 'no'} channels, expected 4"
+    first = entries.get(f"{UNET}input_blocks.0.0.weight", Entry("", (0, 4)))
+    inputs = first.shape[1] if len(first.shape) > 1 else 0
+    if inputs != 4:
+        use = INPUTS.get(inputs, "another use")
+        return f"its UNet is for {use}: it takes {inputs} channels, expected 4"
     texts = {entry.shape[-1] for key, entry in entries.items() if key.endswith("attn2.to_k.weight") and entry.shape}
     if other := next((WIDTHS[width] for width in texts if width in WIDTHS), None):
         return f"it is {other}, expected Stable Diffusion 1.x or SDXL"

@@ -98,12 +98,13 @@ class StableDiffusion:
         return pipeline
 
 
-def load_stable_diffusion(name: str, vae: str | None = None) -> StableDiffusion:
+def load_stable_diffusion(name: str, vae: str | None = None, xl: bool = True) -> StableDiffusion:
     """Load the base behind `name`: a diffusers folder, a single .safetensors file or a name of the registry.
 
     Args:
         name: of a Stable Diffusion 1.x or SDXL.
         vae: folder, or name, of an autoencoder that replaces the base's own.
+        xl: take SDXL too.
 
     Raises:
         UserError: it is damaged, incomplete, mixed, or of another kind.
@@ -116,15 +117,17 @@ def load_stable_diffusion(name: str, vae: str | None = None) -> StableDiffusion:
     transformers_log.disable_progress_bar()
     path = locate(name, "stable-diffusion")
     config = check_base(path)
+    if not xl and (config / "text_encoder_2").is_dir():
+        raise UserError(f"{path} is SDXL, which this method does not take yet; choose a Stable Diffusion 1.x.")
     with _refusing(path):
         parts = _from_folder(path) if path.is_dir() else load_single_file(path, config)
     if vae is not None:
-        with _refusing(locate(vae, "vae")):
+        with _refusing(locate(vae, "vae"), "an autoencoder"):
             parts["vae"] = _load_vae(locate(vae, "vae"), "")
     check_parts(path, parts)
     for part in NETWORKS:
         if parts.get(part) is not None:
-            check_finite(parts[part].state_dict(), f"{path.name}: its {part}")
+            check_finite(parts[part].state_dict(), f"{vae if vae and part == 'vae' else path.name}: its {part}")
             parts[part].eval().requires_grad_(False)
     return StableDiffusion(**parts, sha256=fingerprint(locate(name, "stable-diffusion")))
 
@@ -158,7 +161,7 @@ def check_prediction(scheduler: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _refusing(path: Path) -> Iterator[None]:
+def _refusing(path: Path, what: str = "a Stable Diffusion base") -> Iterator[None]:
     """Turn whatever a damaged or foreign base leads to into one message."""
     try:
         yield
@@ -169,7 +172,7 @@ def _refusing(path: Path) -> Iterator[None]:
         cause = f"{error} is missing" if isinstance(error, KeyError) else lines[0]
         layout = "" if path.is_file() else " in diffusers layout"
         raise UserError(
-            f"{path} is not a Stable Diffusion base{layout} that can be used: {cause[:300].rstrip('.')}; "
+            f"{path} is not {what}{layout} that can be used: {cause[:300].rstrip('.')}; "
             "use another copy, or give the path of another one."
         ) from error
 

@@ -20,7 +20,7 @@ from lightning_styles.models.stylegan2 import Discriminator, Generator
 from lightning_styles.models.stylegan2.ops import make_kernel
 from lightning_styles.noise import generator as random
 from lightning_styles.pretrained.nvidia import read_nvidia, rosinality_discriminator, rosinality_generator
-from lightning_styles.pretrained.weights import build, read_safetensors, read_torch
+from lightning_styles.pretrained.weights import as_state, as_vector, build, read_safetensors, read_torch
 
 State = Mapping[str, Tensor]
 PARTS = ("g_ema", "g", "d")
@@ -65,7 +65,7 @@ def load_stylegan2(path: Path, finetune: bool = False) -> StyleGAN2:
         average = generator.mean_latent(DRAWS, random("mean of w"))[0]
     return StyleGAN2(
         generator,
-        average.detach().float().flatten().clone(),
+        as_vector(average, generator.style_dim, path.name, "latent_avg"),
         build_discriminator(parts["d"], path.name) if "d" in parts else None,
         build_generator(parts["g"], path.name) if "g" in parts and "g_ema" in parts else None,
     )
@@ -110,9 +110,9 @@ def build_generator(state: State, source: str) -> Generator:
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     make = partial(Generator, 1024)  # of another architecture, loading names the keys that differ
-    if "input.input" in shapes and "style.1.weight" in shapes:
+    if len(shapes.get("input.input", ())) == 4 and len(shapes.get("style.1.weight", ())) == 2:
         channels = {4: shapes["input.input"][1]}
-        while f"convs.{2 * len(channels) - 2}.conv.weight" in shapes:
+        while len(shapes.get(f"convs.{2 * len(channels) - 2}.conv.weight", ())) == 5:
             channels[2 ** (len(channels) + 2)] = shapes[f"convs.{2 * len(channels) - 2}.conv.weight"][1]
         layers = sum(key.startswith("style.") and key.endswith(".weight") for key in shapes)
         make = partial(Generator, max(channels), shapes["style.1.weight"][1], layers, channels=channels)
@@ -130,7 +130,7 @@ def build_discriminator(state: State, source: str) -> Discriminator:
     if blocks and "convs.0.0.weight" in state:
         size = 4 * 2**blocks
         widths = [state["convs.0.0.weight"], *(state.get(f"convs.{j + 1}.conv2.1.weight") for j in range(blocks))]
-        if all(tensor is not None for tensor in widths):
+        if all(tensor is not None and tensor.ndim == 4 for tensor in widths):
             make = partial(Discriminator, size, channels={size // 2**j: len(w) for j, w in enumerate(widths)})
     return build(make, _completed(make, state), source)
 
@@ -165,18 +165,22 @@ def _read(path: Path) -> tuple[dict[str, State], Tensor | None]:
     found = read_torch(path)
     if not isinstance(found, Mapping):
         raise UserError(f"{path.name} holds a {type(found).__name__}; expected g_ema of a StyleGAN2 checkpoint.")
-    average = found.get("latent_avg")
-    states = {part: found[part] for part in PARTS if isinstance(found.get(part), Mapping)}
-    return states or {str(key): {} for key in found}, average if isinstance(average, Tensor) else None
+    states: dict[str, State] = {
+        part: as_state(found[part], path.name, part) for part in PARTS if found.get(part) is not None
+    }
+    return states or {str(key): {} for key in found}, found.get("latent_avg")
 
 
 def _read_pickle(path: Path) -> tuple[dict[str, State], Tensor | None]:
     networks, parts, average = read_nvidia(path), {}, None
-    for name, part in (("G", "g"), ("G_ema", "g_ema")):
-        if name in networks:
-            parts[part], average = rosinality_generator(networks[name], path.name)
-    if "D" in networks:
-        parts["d"] = rosinality_discriminator(networks["D"], path.name)
+    try:
+        for name, part in (("G", "g"), ("G_ema", "g_ema")):
+            if name in networks:
+                parts[part], average = rosinality_generator(networks[name], path.name)
+        if "D" in networks:
+            parts["d"] = rosinality_discriminator(networks["D"], path.name)
+    except (ValueError, RuntimeError, IndexError, OverflowError) as error:  # of odd names and shapes
+        raise UserError(f"{path.name} holds no StyleGAN2 in NVIDIA's layout ({error}).") from error
     return parts, average
 
 

@@ -27,6 +27,7 @@ WRAPPERS = re.compile(r"(?:^|(?<=[._]))(?:_orig_mod|_fsdp_wrapped_module|_checkp
 # Names and dtypes by which weights are known to be packed in 8 bits or less, whose scales are in no common form.
 PACKED = re.compile(r"scale_weight$|weight_scale$|scaled_fp8|comfy_quant|bitsandbytes|\.absmax$|\.quant_map$")
 PLAIN = re.compile(r"BF16|F16|F32|F64|F8_E4M3|F8_E5M2")
+LONGEST_NAME = 1_000  # characters of a tensor's name; real ones have up to a hundred
 LONGEST_JSON = 1_000_000  # characters; configurations of networks and adapters take thousands
 
 
@@ -142,8 +143,13 @@ def plain_names(state: Mapping[Any, Any], source: str) -> dict[Any, Any]:
     """`state` under the names of the bare network, as if it had never been compiled or wrapped for training.
 
     Raises:
-        UserError: it holds something under both names.
+        UserError: it holds something under both names, or a name is too long to be one.
     """
+    longest = max((len(key) for key in state if isinstance(key, str)), default=0)
+    if longest > LONGEST_NAME:
+        raise UserError(
+            f"{source} has a name of {longest} characters, expected at most {LONGEST_NAME}; use another copy."
+        )
     names = {key: WRAPPERS.sub("", key) if isinstance(key, str) else key for key in state}
     if all(isinstance(name, str) and name.startswith("module.") for name in names.values()):  # of DataParallel
         names = {key: name.removeprefix("module.") for key, name in names.items()}
@@ -151,6 +157,38 @@ def plain_names(state: Mapping[Any, Any], source: str) -> dict[Any, Any]:
         twice, _ = Counter(names.values()).most_common(1)[0]
         raise UserError(f"{source} holds {twice} twice, with and without a wrapper such as _orig_mod; keep one.")
     return {names[key]: value for key, value in state.items()}
+
+
+def as_state(found: Any, source: str, part: str = "") -> dict[str, Tensor]:
+    """`found` as a state dict.
+
+    Args:
+        found: what stands where one is expected.
+        source: name of the file.
+        part: where in the file, for the message.
+
+    Raises:
+        UserError: it is none: something else, or tensors among other things.
+    """
+    place = f"{source}: {part}" if part else source
+    if not isinstance(found, Mapping):
+        raise UserError(f"{place} holds a {type(found).__name__}, expected tensors by name.")
+    for key, value in found.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise UserError(f"{place} holds {key!s:.60} ({type(value).__name__}), expected tensors by name.")
+    return dict(found)
+
+
+def as_vector(found: Any, length: int, source: str, name: str) -> Tensor:
+    """`found` in float32 as (length,).
+
+    Raises:
+        UserError: it is not that many finite numbers; `source` and `name` say where it stands.
+    """
+    if not isinstance(found, Tensor) or not found.is_floating_point() or found.numel() != length:
+        raise UserError(f"{source}: {name} is {_told(found)}; {length} values expected.")
+    check_finite({name: found}, source)
+    return found.detach().float().flatten().clone()
 
 
 def parse_json(text: str, source: str) -> Any:

@@ -45,7 +45,7 @@ class AutoencoderPretraining(Pretraining):
         iterations: int,
         widths: list[int],
         latent_channels: int = 4,
-        weights: dict[str, float],
+        weights: dict[str, float] | None = None,
         perceptual: str | None = None,
         start: str | None = None,
         trained: Literal["all", "decoder"] = "all",

@@ -43,7 +43,7 @@ class DrawnStyleGAN2Pretraining(Pretraining):
         mapping_layers: layers from z to w.
         features: F.
         hidden: width of the teacher.
-        weights: of the terms l1, edges (L1 of neighbour differences) and perceptual.
+        weights: of the terms l1, edges (L1 of neighbour differences) and perceptual; 1 where left out.
         perceptual: small perceptual network of its term; None leaves it out.
         lr: peak learning rate of Adam for synthesis, whose weights have unit variance.
         lr_dense: that of the teacher and, over `MAPPING_LR`, which scales its layers, of the mapping network.
@@ -67,7 +67,7 @@ class DrawnStyleGAN2Pretraining(Pretraining):
         mapping_layers: int,
         features: int,
         hidden: int = 384,
-        weights: dict[str, float],
+        weights: dict[str, float] | None = None,
         perceptual: str | None = None,
         lr: float = 8e-3,
         lr_dense: float = 1e-3,

@@ -73,7 +73,7 @@ class GuidedDiffusionPretraining(Pretraining):
         *,
         iterations: int,
         architecture: dict[str, Any],
-        weights: dict[str, float],
+        weights: dict[str, float] | None = None,
         start: str | None = None,
         stride: int = 1,
         lr: float = 5e-4,

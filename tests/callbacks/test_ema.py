@@ -81,3 +81,20 @@ def test_mistakes(tmp_path):
     other.load_state_dict({"shadow": {"gone": torch.zeros(1)}})
     with pytest.raises(UserError, match="does not fit"):
         trainer(tmp_path, [other]).fit(Toy(), loader())
+
+
+def test_an_average_that_is_not_that_of_the_parameters(tmp_path, caplog):
+    run = trainer(tmp_path, [EMA(0.9)], steps=2)
+    run.fit(Toy(), loader())
+    path = str(tmp_path / "k.ckpt")
+    run.save_checkpoint(path)
+    content = torch.load(path, weights_only=True)
+    for odd in (torch.zeros(2), torch.full((1,), torch.nan), torch.zeros(1, dtype=torch.int64)):
+        content["callbacks"]["EMA"]["shadow"]["weight"] = odd
+        torch.save(content, path)
+        with pytest.raises(UserError, match=r"The checkpoint's EMA: weight is .*, expected .*numbers of shape .1."):
+            trainer(tmp_path, [EMA(0.9)], steps=4).fit(Toy(), loader(), ckpt_path=path)
+    del content["callbacks"]["EMA"]
+    torch.save(content, path)
+    trainer(tmp_path, [EMA(0.9)], steps=4).fit(Toy(), loader(), ckpt_path=path)
+    assert "The checkpoint holds no average; EMA begins it at iteration 2." in caplog.text

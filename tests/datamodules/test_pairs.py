@@ -12,6 +12,7 @@ from PIL import Image
 from datamodules import Pairs, scenes
 from datamodules.filters import apply_filter
 from lightning_styles.errors import UserError
+from lightning_styles.imaging import save_png
 
 SIDE = 16
 
@@ -257,3 +258,22 @@ def test_inside_the_trainer(folders):
     model = Watcher()
     trainer.fit(model, pairs(folders, flip="random"))
     assert model.seen == [row for batch in batches(pairs(folders, flip="random"), steps=5) for row in batch["row"]]
+
+
+@pytest.mark.parametrize(("shift", "found"), [(0, []), (4, ["the twins of 2 of 2 photos"])])
+def test_twins_whose_lines_lie_elsewhere_are_told_once(tmp_path, caplog, shift, found):
+    drawn = scenes.sample_scenes(1, range(2))
+    for style, folder in (("photo", "photos"), ("cartoon", "art")):
+        for k, image in enumerate(scenes.render(drawn, style, 96)):
+            save_png(tmp_path / folder / f"{k}.png", image.roll(shift if folder == "art" else 0, -1))
+    data = pairs(tmp_path, resolution=96)
+    data.setup("test")
+    assert caplog.records == []
+    data.setup("fit")
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message.partition(" have")[0] for message in messages] == found
+    for message in messages:
+        assert "of its side: the style will change shapes too, or stay weak. Align them, or" in message
+    caplog.clear()
+    pairs(tmp_path, style=None, filter="sketch").setup("fit")
+    assert caplog.records == [], "filters and scenes make exact twins"

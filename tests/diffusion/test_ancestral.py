@@ -43,6 +43,16 @@ def test_the_twins_candidates_agree_with_the_reference() -> None:
         assert excess(found[name], tensor, case["tolerance"]) < 1, name
 
 
+def test_every_candidate_has_noise_of_its_own_whatever_goes_with_it() -> None:
+    style = torch.zeros(1, 3, 4, 4)
+    together, apart = (
+        torch.cat(list(twin_candidates(lambda x, t: torch.cat([x, x], 1), style, 3, steps=10, batch=batch)))
+        for batch in (3, 2)
+    )
+    torch.testing.assert_close(together, apart)
+    assert len(together.flatten(1).unique(dim=0)) == 3
+
+
 def test_variances_of_the_training_process() -> None:
     process = Respaced.of(linear_betas(), range(1000))
     betas = linear_betas()

@@ -10,7 +10,9 @@ from torch import Tensor
 from datamodules.scenes import render, sample_scenes
 from lightning_styles.diffusion.guidance_rows import Rows
 from lightning_styles.diffusion.inversion import (
+    LOSSY,
     ReNoise,
+    _warn_of_loss,
     correlation,
     ddim_inversion,
     draw_shifts,
@@ -143,6 +145,26 @@ def test_sampling_from_inverted_latents_gives_a_picture_back() -> None:
     assert errors[0] < 0.3
     assert errors[1] < errors[0] / 1.5
     assert errors[2] < errors[0] / 4
+
+
+@pytest.mark.parametrize(
+    ("steps", "renoise", "advice"),
+    [(2, ReNoise(), "more steps."), (5, None, "more steps, or ReNoise."), (10, ReNoise(), None)],
+)
+def test_an_inversion_that_loses_the_picture_says_so_once(
+    steps: int, renoise: ReNoise | None, advice: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    _warn_of_loss.cache_clear()
+    pipeline, images = make("tiny/stable-diffusion"), render(sample_scenes(0, [1]), "photo", 64)
+    for _ in range(2 if steps == 2 else 1):
+        x = invert(pipeline, images, "a photo of a woman", steps=steps, renoise=renoise)
+    expected = [f"{steps} steps of inversion lose some of the picture"] if advice else []
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == expected
+    assert caplog.text.strip().endswith(f"take {advice}" if advice else "")
+    back = pipeline("a photo of a woman", latents=x, num_inference_steps=steps, guidance_scale=1.0,
+                    height=64, width=64, output_type="latent").images  # fmt: skip
+    z = to_latents(pipeline.vae, images)
+    assert ((back - z).norm() > LOSSY * z.norm()) == (advice is not None)
 
 
 def test_sdxl_gives_pictures_back_with_their_prompt_alone(micro: Micro) -> None:

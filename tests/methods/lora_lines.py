@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from lightning_styles.models.adapters import adapter_state
+from lightning_styles.models.adapters import lora_layers
 from lightning_styles.pretrained.stable_diffusion import StableDiffusion, load_stable_diffusion
 
 # scaled_linear from 0.00085 to 0.012 in 1000 steps
@@ -16,9 +16,11 @@ ALPHA_BAR = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).
 
 def factors(unet: Any, name: str) -> dict[str, tuple[Tensor, Tensor]]:
     """(B, A) of every layer of an adapter, as leaves."""
-    state = {key: value.requires_grad_() for key, value in adapter_state(unet, name).items()}
-    layers = {key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")}
-    return {layer: (state[f"{layer}.lora_B.weight"], state[f"{layer}.lora_A.weight"]) for layer in sorted(layers)}
+    found = {}
+    for path, layer in lora_layers(unet):
+        B, A = (getattr(layer, part)[name].weight.detach().clone().requires_grad_() for part in ("lora_B", "lora_A"))
+        found[path] = B, A
+    return found
 
 
 class Plain:

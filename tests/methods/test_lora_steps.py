@@ -1,4 +1,4 @@
-"""One training step of StyleLoRA and of ConceptSlider, and what LoRA methods draw, against plain lines."""
+"""One training step of every LoRA method, and what they draw, against plain lines."""
 
 from itertools import combinations
 from pathlib import Path
@@ -16,11 +16,12 @@ from lightning_styles.commands.stylize import main as stylize
 from lightning_styles.imaging import read_image
 from lightning_styles.methods.concept_slider import ConceptSlider
 from lightning_styles.methods.lora_method import STYLE, LoRAMethod
+from lightning_styles.methods.pair_customization import CONTENT, PairCustomization
 from lightning_styles.methods.style_guidance import StyleGuidance
 from lightning_styles.methods.style_lora import StyleLoRA
 from lightning_styles.models.adapters import adapter_parameters
 from tests.golden.fill import fill_, relative_error, values
-from tests.methods.lora_lines import Plain, factors
+from tests.methods.lora_lines import ALPHA_BAR, Plain, factors
 from tests.micro import Micro, quiet_trainer, write_picture
 
 pytest_plugins = ["tests.micro"]
@@ -117,6 +118,70 @@ def test_a_step_of_the_slider(micro: Micro, tmp_path: Path, kind: str) -> None:
         eps_hat = plain.eps(plain.noised(z, eps, t), t, told, found["before"], way * 2.0 / 4)
         losses[name] = (eps - eps_hat).square().mean()
     check_step(found, losses)
+
+
+class Given(L.LightningDataModule):
+    """One batch, again and again."""
+
+    def __init__(self, batch: dict[str, Any]) -> None:
+        super().__init__()
+        self.batch, self.views = batch, len(batch["row"])
+
+    def train_dataloader(self) -> Any:
+        return DataLoader([self.batch], batch_size=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("updates", ["sequential", "joint"])
+def test_a_step_of_pair_customization(micro: Micro, tmp_path: Path, updates: str) -> None:
+    """Equations 4 and 6 of arXiv 2405.01536 with Min-SNR weights and offset noise; the style sees the moved content."""
+    settings = {key: LEARNING[key] for key in ("iterations", "lr", "weight_decay")} | {"updates": updates}
+    ranks = {"content_rank": 4, "style_rank": 4, "style_from": 0, "snr_gamma": 5.0, "noise_offset": 0.5}
+    path, batch, phrase = micro.base_xl, two_pairs(), "in cartoon style"
+    method = PairCustomization(base=path, style_phrase=phrase, **settings, **ranks)  # type: ignore[arg-type]
+    method.configure_model()
+    for seed, name in enumerate((CONTENT, STYLE)):
+        fill_({k: p for k, p in adapter_parameters(method.unet, name).items() if "lora_B" in k}, seed, scale=0.2)
+    purposes = {"posterior of content": 2, "posterior of style": 2, "noise": 2, "noise offset": 2}
+    drawn = {purpose: values(purpose, (count, 4, 8, 8), 7) for purpose, count in purposes.items()}
+    drawn["noise offset"] = drawn["noise offset"][..., :1, :1]
+    method.randn_like = lambda tensor, purpose: drawn[purpose]  # type: ignore[method-assign]
+    method.generator = lambda purpose: torch.Generator().manual_seed(5)  # type: ignore[method-assign]
+    before = {name: factors(method.unet, name) for name in (CONTENT, STYLE)}
+    run = quiet_trainer(tmp_path, 1)
+    run.fit(method, datamodule=Given(batch))
+
+    plain, lr, decay = Plain(path), LEARNING["lr"], LEARNING["weight_decay"]
+    t = torch.randint(1000, (2,), generator=torch.Generator().manual_seed(5))
+    eps, a = drawn["noise"] + 0.5 * drawn["noise offset"], ALPHA_BAR[t].float()
+    weight = ((a / (1 - a)).clamp(max=5.0) / (a / (1 - a))).view(2, 1, 1, 1)
+
+    def loss(name: str, prompts: list[str], loras: Any) -> Tensor:
+        posterior = plain.base.vae.encode(batch[name]).latent_dist
+        z = (posterior.mean + posterior.std * drawn[f"posterior of {name}"]) * plain.base.vae.config.scaling_factor
+        time_ids = torch.cat([batch[f"{name}_size"], batch["crop"], torch.full((2, 2), 32)], 1)
+        eps_hat = plain.eps(plain.noised(z, eps, t), t, plain.told(prompts, time_ids), loras, 1.0)
+        return (weight * (eps - eps_hat).square()).mean()
+
+    def stepped(loss: Tensor, loras: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """B after AdamW's first step."""
+        gradients = torch.autograd.grad(loss, [B for B, _ in loras.values()])
+        steps = zip(loras.items(), gradients, strict=True)
+        return {k: (B * (1 - lr * decay) - lr * g.sign()).detach() for (k, (B, _)), g in steps}
+
+    content, style = before[CONTENT], before[STYLE]
+    losses = {"content": loss("content", PROMPTS, content)}
+    after = {CONTENT: stepped(losses["content"], content)}
+    seen = {k: after[CONTENT][k] if updates == "sequential" else B.detach() for k, (B, _) in content.items()}
+    both = {k: (torch.cat([seen[k], B], 1), torch.cat([content[k][1], A])) for k, (B, A) in style.items()}
+    losses["style"] = loss("style", [f"{prompt} {phrase}" for prompt in PROMPTS], both)
+    after[STYLE] = stepped(losses["style"], style)
+    for name, expected in losses.items():
+        assert float(run.callback_metrics[f"train/{name}"]) == pytest.approx(expected.item(), rel=1e-3)
+    for name, expected in after.items():
+        found = factors(method.unet, name)
+        assert all(torch.equal(found[k][1], before[name][k][1]) for k in found), "A is fixed"
+        near = torch.cat([((found[k][0] - B).abs() < 0.05 * lr).flatten() for k, B in expected.items()])
+        assert near.float().mean() > 0.99
 
 
 # ---- drawing

@@ -408,7 +408,7 @@ def test_a_signal_ends_the_preparation_of_a_run_and_what_is_made_is_kept(
         ({"encoder": "refiner"}, {}, "encodes into W[+]; pseudo pairs begin in Z[+]"),
         ({"perceptual": None}, {}, "need a judge: set model.lpips or model.perceptual"),
         ({"weights": {"pair": 1.0}}, {}, "weights has pair; expected adversarial, semantic, paired"),
-        ({"z_plus": 1.5}, {}, "z_plus is 1.5; expected a number from 0 to 1"),
+        ({"z_plus": 1.5}, {}, "z_plus is 1.5; it must be from 0 to 1"),
         ({"pairs": {"steps": -1}}, {}, "pairs.steps is -1"),
         ({"level": 3, "refiner": None}, {}, "level is 3, but without model.refiner"),
         ({"policies": ["colour"]}, {}, "policies has colour; expected color, translation, cutout"),

@@ -208,7 +208,7 @@ def test_weights_are_factors_on_the_gradients_of_the_terms() -> None:
     weights = {"style": 0.25, "identity": CONFIG["lambda_dct"]}
     method = one_iteration(golden(weights=weights), DRAWN)
     agree(method.noted["generator"], D_EXPECTED["d1.dloss_dtgt"] - 0.75 * style)
-    agree(one_iteration(golden(weights={}), DRAWN).noted["generator"], style)
+    agree(one_iteration(golden(weights={"identity": 0.0}), DRAWN).noted["generator"], style)
 
 
 def test_guidance_is_the_weight_of_the_prompt_in_both_scores() -> None:
@@ -324,6 +324,7 @@ def test_rates_follow_the_length_of_the_run() -> None:
     assert [schedule.lr_lambdas[0](i) for i in (0, 1, 2, 7, 12)] == pytest.approx([0, 0.5, 1, 0.5, 0])
     assert constant is None
     assert (schedule.base_lrs, fake.param_groups[0]["lr"]) == ([0.7], 0.02)
+    assert fake.param_groups[0]["eps"] == 1e-8 * LOSS_SCALE  # as its loss, so that the steps are those of eps 1e-8
     assert (fake.param_groups[0]["weight_decay"], generator.param_groups[0]["betas"]) == (0, (0.9, 0.999))
 
 
@@ -331,7 +332,7 @@ def test_rates_follow_the_length_of_the_run() -> None:
     ("settings", "message"),
     [
         ({"style": " "}, "style is empty"),
-        ({"weights": {"content": 1.0}}, "takes style and identity"),
+        ({"weights": {"content": 1.0}}, "weights has content; expected style, identity"),
         ({"grid_steps": 0}, "grid_steps is 0; it must be at least 1"),
         ({"grid_steps": 300}, "grid_steps is 300; it must divide the 1000 training timesteps"),
         ({"t_min": -1}, "t_min is -1; it must be at least 0"),

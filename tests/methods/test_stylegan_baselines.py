@@ -383,7 +383,7 @@ def test_the_photo_of_the_style_picture_is_nearer_to_it_and_likely(
 @pytest.mark.parametrize(
     ("make", "changes", "message"),
     [
-        (make_jojo, {"alpha": 2.0}, "alpha is 2.0; expected 0 .full style strength. to 1"),
+        (make_jojo, {"alpha": 2.0}, "alpha is 2.0; it must be from 0 to 1"),
         (make_gap, {"lpips": "vgg16-imagenet"}, "set one of model.lpips"),
         (make_gap, {"weights": {"accross": 1.0}}, "weights has accross; expected across, within"),
         (make_gap, {"mix_from": 19}, "mix_from is 19; expected a layer from 0 to 18"),

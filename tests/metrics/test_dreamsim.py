@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,11 @@ from PIL import Image
 from torch import nn
 
 from lightning_styles.errors import UserError
-from lightning_styles.metrics.dreamsim import ADAPTER, FILES, DreamSim, load_dreamsim, prepared
+from lightning_styles.metrics.dreamsim import ADAPTER, DINO, FILES, DreamSim, load_dreamsim, prepared
 from lightning_styles.metrics.evaluation import Evaluation
 from lightning_styles.metrics.networks import required_models
 from lightning_styles.pretrained import fingerprint
+from tests.micro_judges import micro_vit
 
 
 class Channels(nn.Module):
@@ -124,6 +125,38 @@ def test_missing_files_are_named_and_nothing_is_fetched(folder: Path, calls: lis
     with pytest.raises(UserError, match=rf"lacks {FILES[1]}; unpack"):
         load_dreamsim(str(folder))
     assert calls == []
+
+
+class Ensemble(nn.Module):
+    """Embeds by a vision transformer that it asks torch.hub for, as the package does, and a projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vit = torch.hub.load("facebookresearch/dino:main", "dino_vitb16")
+        self.extractor_list = [SimpleNamespace(device="nowhere")]
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        assert self.extractor_list[0].device == images.device
+        assert (images.min() >= 0, images.max() <= 1) == (True, True)
+        return self.vit(images)
+
+
+def test_its_dino_is_read_from_the_folder_whole_or_not_at_all(
+    folder: Path, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = sys.modules["dreamsim"]
+    package.dreamsim = lambda **kwargs: (Ensemble(), None)  # type: ignore[attr-defined]
+    transformer = ModuleType("dreamsim.feature_extraction.vision_transformer")
+    transformer.vit_base = lambda patch_size: micro_vit(dynamic_img_size=True).to_empty(device="cpu")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, transformer.__name__, transformer)
+    vit = micro_vit(dynamic_img_size=True)
+    torch.save(vit.state_dict(), folder / DINO)
+    network = load_dreamsim(str(folder))
+    images = torch.rand(2, 3, 40, 56) * 2 - 1
+    torch.testing.assert_close(network.embed(images), vit(prepared(images)))
+    torch.save({"norm.bias": torch.ones(2)}, folder / DINO)
+    with pytest.raises(UserError, match=r"dino_vitbase16_pretrain\.pth does not fit VisionTransformer"):
+        load_dreamsim(str(folder))
 
 
 def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

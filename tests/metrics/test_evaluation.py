@@ -125,6 +125,18 @@ def test_style_images_of_the_config_are_squares_as_large_as_the_results(
         Evaluation(networks | {"style_images": str(tmp_path / "nowhere")})
 
 
+def test_fids_inception_makes_fid_and_kid_and_no_artfid(
+    networks: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = PooledFeatures(load_perceptual(networks["perceptual"]))
+    monkeypatch.setattr(
+        "lightning_styles.metrics.evaluation.load_style_networks", lambda names: {"inception": features}
+    )
+    evaluation = Evaluation({"perceptual": networks["perceptual"], "inception": "inception-fid"})
+    evaluation.update(pictures(16), pictures(16), pictures(16))
+    assert evaluation.compute().keys() & {"fid", "kid", "fd", "kd", "artfid", "artfd"} == {"fid", "kid"}
+
+
 def test_artfid_is_of_its_own_networks_alone(tmp_path: Path) -> None:
     from torchvision.models import alexnet, squeezenet1_1
 

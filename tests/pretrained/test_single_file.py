@@ -90,7 +90,7 @@ HEADERS: list[tuple[State, str, dict[str, str], str]] = [
     ({}, TEXT, {}, "it has no text encoder"),
     ({FIRST: torch.zeros(16, 9, 3, 3)}, "", {}, "its UNet is for inpainting: it takes 9 channels, expected 4"),
     ({FIRST: torch.zeros(16, 8, 3, 3)}, "", {}, "its UNet is for InstructPix2Pix: it takes 8 channels"),
-    ({FIRST: torch.zeros(16)}, "", {}, "its UNet is for another use: it takes no channels"),
+    ({FIRST: torch.zeros(16)}, "", {}, "its UNet is for another use: it takes 0 channels"),
     ({KEYS: torch.zeros(16, 1024)}, "", {}, "it is Stable Diffusion 2.x, expected"),
     ({KEYS: torch.zeros(16, 1280)}, "", {}, "it is the refiner of SDXL, expected"),
     ({f"{UNET}joint_blocks.0.x_block.attn.qkv.weight": EMPTY}, "", {}, "it is a transformer such as Flux"),

@@ -51,6 +51,11 @@ def test_another_autoencoder_takes_the_place_of_the_own(micro: Micro) -> None:
     assert mixed.sha256 == own.sha256
 
 
+def test_another_autoencoder_is_named_when_it_is_none(micro: Micro) -> None:
+    with pytest.raises(UserError, match="base/unet is not an autoencoder in diffusers layout that can be used"):
+        load_stable_diffusion(micro.base, vae=f"{micro.base}/unet")
+
+
 def test_a_base_without_its_second_half_is_refused(micro: Micro, tmp_path: Path) -> None:
     for part in ("text_encoder_2", "tokenizer_2"):
         copy = Path(shutil.copytree(micro.base_xl, tmp_path / part))
@@ -65,3 +70,18 @@ def test_a_base_with_a_foreign_text_encoder_is_refused(micro: Micro, tmp_path: P
     shutil.copytree(Path(micro.base_xl) / "text_encoder_2", copy / "text_encoder")
     with pytest.raises(UserError, match="mixes two models"):
         load_stable_diffusion(str(copy))
+
+
+@pytest.mark.parametrize("method", ["sms.SMS", "sdedit.SDEdit"])
+def test_methods_of_stable_diffusion_1_say_so_before_they_load(
+    micro: Micro, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    from lightning_styles.pretrained import stable_diffusion
+    from lightning_styles.required_files import import_class
+
+    monkeypatch.setattr(stable_diffusion, "_from_folder", None)  # not called
+    weights = {"weights": {"style": 1.0, "identity": 0.0}} if method == "sms.SMS" else {}
+    model = import_class(f"lightning_styles.methods.{method}")(base=micro.base_xl, style="cartoon", **weights)
+    load = getattr(model, "_load_networks", model.configure_model)
+    with pytest.raises(UserError, match="base_xl is SDXL, which this method does not take yet; choose"):
+        load()

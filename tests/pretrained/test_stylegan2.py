@@ -218,10 +218,11 @@ def nvidia_modules(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("nvidia_modules")
-@pytest.mark.parametrize("protocol", [3, 4])
-def test_a_pickle_of_nvidia(tmp_path: Path, pair: StyleGAN2, protocol: int) -> None:
+@pytest.mark.parametrize(("protocol", "wrapper"), [(3, ""), (4, "_orig_mod.")])
+def test_a_pickle_of_nvidia(tmp_path: Path, pair: StyleGAN2, protocol: int, wrapper: str) -> None:
     settings = sys.modules["dnnlib.util"].EasyDict(path="data.zip", size=16)  # type: ignore[attr-defined]
     state = nvidia_state(pair.generator, pair.latent_avg)
+    state = {key.replace(".", f".{wrapper}", 1): value for key, value in state.items()}
     contents = {"G": None, "D": None, "G_ema": tree(state), "training_set_kwargs": settings}
     path = tmp_path / "network.pkl"
     path.write_bytes(pickle.dumps(contents, protocol))
@@ -234,6 +235,9 @@ def test_a_pickle_of_nvidia(tmp_path: Path, pair: StyleGAN2, protocol: int) -> N
     state["mapping.embed.weight"] = torch.zeros(24, 5)
     path.write_bytes(pickle.dumps({"G_ema": tree(state)}))
     with pytest.raises(UserError, match=r"holds mapping\.embed\.weight, .* conditional"):
+        load_stylegan2(path)
+    path.write_bytes(pickle.dumps({"G_ema": tree({"synthesis.b0.const": torch.zeros(2)})}))
+    with pytest.raises(UserError, match=r"network\.pkl holds no StyleGAN2 in NVIDIA's layout"):
         load_stylegan2(path)
 
 

@@ -127,6 +127,9 @@ def make_pictures() -> None:
     write("bomb.png", png_header(30_000, 30_000) + png_chunk(b"IDAT", zlib.compress(bytes(9_000_000), 9)))
     write("text_bomb.png", png_header(32, 32) + png_chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(1 << 27))))
     Image.new("F", (32, 32)).save("float.tiff")
+    write("postscript.png", "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n{} loop\n")
+    os.mkfifo("pipe.png")
+    Image.new("L", (16, 4000)).save("narrow.png")
     Path("no_pictures").mkdir()
     write("no_pictures/notes.txt", "nothing to see")
     Path("empty_folder").mkdir()
@@ -134,6 +137,8 @@ def make_pictures() -> None:
         shutil.copy(f"{name}.png", write(f"all_broken/{name}.png", b""))
     write_picture(Path("latin1_caption/a.png"), 32, 40)
     write("latin1_caption/a.txt", "Ge\u00e4ndert".encode("latin-1"))
+    write_picture(Path("long_caption/a.png"), 32, 40)
+    write("long_caption/a.txt", "x" * 10_001)
     write_picture(Path("two_sizes/a.png"), 32, 40)
     write_picture(Path("two_sizes/b.png"), 32, 48)
 

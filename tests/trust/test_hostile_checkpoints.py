@@ -6,15 +6,18 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+import yaml
 
-import lightning_styles.methods as package
+from lightning_styles import methods, pretraining
 from lightning_styles.__main__ import main
+from lightning_styles.commands.stylize import changes
 from lightning_styles.errors import UserError
 from lightning_styles.module import StyleModule
+from lightning_styles.reading import first_problem
 from lightning_styles.runs import read_checkpoint
 from lightning_styles.trained import arguments_of, build_trained, open_trained
 from tests.micro import write_picture
@@ -23,6 +26,7 @@ from tests.test_module import fit
 EVIL = """
 from pathlib import Path
 from lightning_styles.module import StyleModule
+from lightning_styles.reading import first_problem
 
 Path("ran").touch()
 
@@ -173,9 +177,9 @@ def test_text_stays_text(text: str) -> None:
 
 def test_settings_of_the_command_line_are_checked_too() -> None:
     _, content = open_trained(written())
-    for changes, says in ({"lr": "x"}, "--set: lr is 'x'"), ({"weights": NESTED}, "--set: weights.class_path"):
+    for settings, says in ({"lr": "x"}, "--set: lr is 'x'"), ({"weights": NESTED}, "--set: weights.class_path"):
         with pytest.raises(UserError, match=says):
-            build_trained(content, changes)
+            build_trained(content, settings)
     assert build_trained(content, {"lr": 1, "weights": {"identity": 0.5}}).hparams["weights"] == {
         "style": 1.0, "identity": 0.5,
     }  # fmt: skip
@@ -188,6 +192,45 @@ def test_a_pretraining_stylizes_nothing(capsys: pytest.CaptureFixture[str]) -> N
         == 1
     )
     assert "x.ckpt is one of IdentityPretraining, which stylizes no pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("own", "beside"),
+    [
+        ({"class_path": "evil.M"}, ""),
+        ({"class_path": "lightning_styles.trained.build_trained", "init_args": {"content": "evil.M"}}, ""),
+        ({"init_args": {"iterations": NESTED, "width": "${oc.env:HOME}"}}, ""),
+        ({}, "model: {class_path: evil.M, init_args: {}}\ndata: {class_path: evil.make}\n"),
+        ({}, "model: !!python/object/apply:evil.make []\n"),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_resuming_and_testing_run_no_code_of_a_run_folder(
+    command: str, own: dict[str, Any], beside: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = {"class_path": "tests.test_module.Duel", "init_args": {"iterations": 4}}
+    data, trainer = {"class_path": "tests.test_module.Numbers"}, {"accelerator": "cpu", "max_steps": 4}
+    Path("a.yaml").write_text(yaml.safe_dump({"model": model, "data": data, "trainer": trainer}), encoding="utf-8")
+    run = Path("runs/a/version_0")
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(beside or "{}", encoding="utf-8")
+    content = torch.load(written(), weights_only=True)
+    content["lightning_styles"] = {**model, "base_models": {}} | own
+    torch.save(content, run / "last.ckpt")
+    assert main([command, "--config", "a.yaml", "--ckpt_path", str(run)]) == 1
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    assert len([line for line in captured.err.splitlines() if line.startswith("error: ")]) == 1
+    assert not Path("ran").exists()
+    assert "evil" not in sys.modules
+
+
+def test_numbers_of_the_command_line_may_have_exponents() -> None:
+    given = {"lr=1e-2": 0.01, "lr=1E5": 1e5, "lr=-3e+4": -3e4, "lr=1.5e3": 1500.0, "lr=7": 7, "style=1e-2x": "1e-2x"}
+    for pair, value in given.items():
+        assert list(changes([pair]).values()) == [value]
+    with pytest.raises(UserError, match="the value cannot be read as YAML"):
+        changes(["style=2026-13-45"])
 
 
 # ---- where is written, and what is deleted
@@ -203,13 +246,30 @@ def test_a_method_writes_below_the_output_folder_whatever_its_checkpoint_says(
     assert build_trained(content, {setting: place}, Path("out")).hparams[setting] == place  # told to
 
 
+def all_methods() -> set[type[StyleModule]]:
+    modules = [
+        import_module(f"{package.__name__}.{module.name}")
+        for package in (methods, pretraining)
+        for module in iter_modules(package.__path__)
+    ]
+    classes = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
+    return {value for value in classes if issubclass(value, StyleModule)}
+
+
+def test_every_setting_of_every_method_has_a_type_that_its_value_is_compared_with() -> None:
+    for method in all_methods():
+        for name, annotation in arguments_of(method).items():
+            assert first_problem(object(), annotation), (method, name)
+            assert first_problem({"class_path": "evil.M", "init_args": {"a": object()}}, annotation) or (
+                dict[str, Any] in (annotation, *get_args(annotation))
+            ), (method, name)
+
+
 def test_every_setting_that_names_a_folder_to_write_to_is_known() -> None:
-    methods = [import_module(f"{package.__name__}.{m.name}") for m in iter_modules(package.__path__)]
-    text = "".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in methods)
+    text = "".join(file.read_text(encoding="utf-8") for file in Path(methods.__path__[0]).glob("*.py"))
     folders = set(re.findall(r"Path\((?:self\.)?h(?:params)?\.(\w+)", text))
     assert folders == {"cache", "encoded"}
-    own = {value for module in methods for value in vars(module).values() if isinstance(value, type)}
-    for method in (value for value in own if issubclass(value, StyleModule)):
+    for method in all_methods():
         named = {name.removesuffix("?") for name in arguments_of(method)}
         assert set(method.folders) == named & folders, method
 

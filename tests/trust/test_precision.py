@@ -130,6 +130,25 @@ def test_what_is_only_asked_is_float16_on_a_gpu(device: str, auto: str) -> None:
     assert frozen_dtype("auto", trainer) == (torch.float32 if device == "cpu" else torch.bfloat16)
 
 
+@pytest.mark.parametrize(
+    ("name", "half"), [("sms", torch.float16), ("osasis", torch.float16), ("style_lora", torch.bfloat16)]
+)
+def test_networks_that_a_gradient_goes_through_unscaled_keep_the_range_of_float32(
+    micro: Micro, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, half: torch.dtype
+) -> None:
+    asked: list[torch.dtype] = []
+
+    def noted(precision: str, trainer: Any, half: torch.dtype) -> torch.dtype:
+        asked.append(half)
+        return torch.float32
+
+    for place in ("lightning_styles.module", "datamodules.diffae_samples"):
+        monkeypatch.setattr(f"{place}.frozen_dtype", noted)
+    run = quiet_trainer(tmp_path, 1)
+    run.fit(METHODS[name].make(micro), datamodule=METHODS[name].data(micro, 0))
+    assert set(asked) == {half}
+
+
 # ---- NaN and infinite values
 
 
