@@ -33,7 +33,8 @@ def finished(trainer: Trainer) -> bool:
 def passes_done(trainer: Trainer) -> int:
     """Whole passes over the data; Lightning also counts the one that a run stops in."""
     loop = trainer.fit_loop
-    begun = loop.epoch_progress.current.processed
+    tracker: Any = loop.epoch_progress.current
+    begun = tracker.processed
     return begun if loop.epoch_loop.batch_progress.is_last_batch else max(begun - 1, 0)
 
 

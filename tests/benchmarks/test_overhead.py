@@ -19,9 +19,10 @@ from torch import Tensor
 
 from callbacks import EMA, Checkpoints, Previews
 from lightning_styles.checkpoint_io import size_mb
-from lightning_styles.cli import parse_only, with_defaults, with_plugins
+from lightning_styles.cli import parse_only
 from lightning_styles.diffusion.scores import Scores
 from lightning_styles.methods.sms import SMS
+from lightning_styles.trainer import with_defaults, with_plugins
 from tests.micro import quiet_trainer
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/tiny/sms.yaml"

@@ -18,6 +18,7 @@ from tests.test_module import Duel
 
 LAST = Path("runs/a/version_0/checkpoints/last.ckpt")
 STOP = {"class_path": "tests.callbacks.test_completion.StopAt", "init_args": {"iterations": 3}}
+EXPORTER = {"class_path": "tests.callbacks.test_completion.Exporter"}
 EARLY = {"class_path": "tests.callbacks.test_completion.Soon"}
 ITERATIONS = 8
 
@@ -30,6 +31,13 @@ class StopAt(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
         trainer.should_stop = trainer.should_stop or trainer.global_step == self.iterations
+
+
+class Exporter(L.Callback):
+    """Writes what other tools load when the run ends."""
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        Path("export.txt").touch()
 
 
 class Soon(EarlyStopping):
@@ -89,7 +97,7 @@ def experiment(*callbacks: dict[str, Any], batches: int = 2) -> list[str]:
         "data": {"class_path": "tests.callbacks.test_completion.Pairs", "init_args": {"batches": batches}},
         "trainer": {
             "max_steps": ITERATIONS, "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1,
-            "callbacks": [{"class_path": "callbacks.RunRecord"}, *callbacks],
+            "callbacks": [{"class_path": "callbacks.RunRecord"}, EXPORTER, *callbacks],
         },
     }  # fmt: skip
     Path("a.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -143,6 +151,7 @@ def test_an_unfinished_run_says_so_and_goes_on_exactly(
     assert "stylized" not in captured.out
     assert "Results" not in captured.out
     assert not Path("result.txt").exists()
+    assert not Path("export.txt").exists()
     assert torch.load(LAST, weights_only=True)["global_step"] == done
     (launch,) = json.loads(Path("runs/a/version_0/run.json").read_text())["launches"]
     assert (launch["state"], launch["last_iteration"]) == ("stopped", done)

@@ -110,7 +110,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
 
 
 def test_config_files_are_whole_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_styles.cli import write_whole
+    from lightning_styles.trainer import write_whole
 
     write_whole(tmp_path / "config.yaml", "old")
 
