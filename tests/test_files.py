@@ -17,7 +17,9 @@ from lightning_styles.files import check_target, file_name, read_text, remove_le
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize("stem", ["a" * 251, "\u6f22" * 80, "\u6f22" * 83 + "ab", "b"])
+@pytest.mark.parametrize(
+    "stem", ["a" * 251, "\u6f22" * 80, "\u6f22" * 83 + "ab", "b"], ids=["251", "80 of 3", "83 of 3 and 2", "1"]
+)
 def test_files_of_any_name_that_the_disk_takes_are_written(tmp_path: Path, stem: str) -> None:
     path = tmp_path / f"{stem}.png"
     with replacing(path) as temporary:
