@@ -62,7 +62,7 @@ def check_archive(path: Path, unreadable: str) -> None:
     except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError) as error:
         raise UserError(unreadable) from error
     if damaged:
-        raise UserError(f"{path} is damaged ({damaged} has a wrong checksum); use another checkpoint or copy of it.")
+        raise UserError(f"{path} is damaged ({damaged} has a wrong checksum); get it again or use another checkpoint.")
 
 
 def check_writable(folder: str | Path) -> None:
