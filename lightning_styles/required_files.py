@@ -72,10 +72,12 @@ def required_files(config: dict[str, Any], command: str = "check") -> list[Requi
     for part in parts:
         owner = import_class(part["class_path"]) if part else None
         unread = () if command in ("check", "fit", "prepare") else getattr(owner, "fit_only", ())
-        unread = unread if measured else (*unread, "metrics")
         settings = {key: value for key, value in ((part or {}).get("init_args") or {}).items() if key not in unread}
         ask = getattr(owner, "required_models", None)
-        for name, kind in ask(settings) if ask else ():
+        needed = ask(settings) if ask else []
+        if ask and not measured:  # what metrics names is looked at all the same
+            needed = ask(settings | {"metrics": None})
+        for name, kind in needed:
             try:
                 path = existing(name) if kind == "file" else Path(locate(name, kind))
                 check_header(path, kind)

@@ -1,5 +1,6 @@
 """The shipped experiments: each parses, prints itself, and names classes, weights and settings that exist."""
 
+import copy
 import functools
 import importlib
 import json
@@ -16,6 +17,7 @@ import yaml
 
 from lightning_styles.__main__ import main
 from lightning_styles.cli import parse_only
+from lightning_styles.errors import UserError
 from lightning_styles.files import existing
 from lightning_styles.metrics.networks import required_models
 from lightning_styles.pretrained import locate, registry
@@ -231,3 +233,11 @@ def test_a_config_of_a_paper_measures_what_the_paper_does(name: str, tmp_path: P
         found = {(file.name, file.kind) for file in required_files(config, command)}
         assert found & own == needed, command
     assert config["trainer"]["limit_val_batches"] == 0
+
+
+@pytest.mark.parametrize("command", ["check", "fit", "predict", "test"])
+def test_a_metric_that_there_is_not_is_refused_by_every_command(command: str) -> None:
+    config = copy.deepcopy(parsed("configs/sms_ghibli.yaml"))
+    config["model"]["init_args"]["metrics"] = {"art_incepton": "x"}
+    with pytest.raises(UserError, match="There is no metric 'art_incepton': did you mean art_inception?"):
+        required_files(config, command)

@@ -185,7 +185,7 @@ def test_each_picture_is_inverted_by_itself(micro: Micro) -> None:
     images = to_pixels(pipeline.vae, values("z", (2, 4, 8, 8), 1))
     settings = {"steps": 5, "renoise": ReNoise(shift=1, first_below=1000, kl=0.0)}
     both = invert(pipeline, images, "a photo", **settings)
-    torch.testing.assert_close(both[:1], invert(pipeline, images[:1], "a photo", **settings), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(both[:1], invert(pipeline, images[:1], "a photo", **settings), rtol=1e-3, atol=1e-4)
 
 
 def test_other_samplers_are_refused(micro: Micro) -> None:

@@ -209,10 +209,14 @@ def evaluate_share(rank: int, folder: str, networks: dict[str, str]) -> None:
 def test_two_processes_agree_with_one(tmp_path: Path, networks: dict[str, str]) -> None:
     together = torch.stack([pictures(18), pictures(18), pictures(18)])
     torch.save(together, tmp_path / "pictures.pt")
+    for i, image in enumerate(pictures(18)):
+        save_png(tmp_path / "styles" / f"{i}.png", image)
+    networks |= {"style_images": str(tmp_path / "styles")}
     torch.multiprocessing.start_processes(evaluate_share, (str(tmp_path), networks), 2, start_method="forkserver")
     evaluation = Evaluation(networks)
     evaluation.update(*together)
     values = evaluation.compute()
+    assert evaluation.style_n.compute() == 18
     for rank in range(2):
         assert torch.load(tmp_path / f"values_{rank}.pt") == pytest.approx(values, rel=1e-3, abs=1e-5)
 

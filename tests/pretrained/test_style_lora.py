@@ -139,7 +139,7 @@ def test_the_adapter_is_frozen_routed_and_leaves_others_alone(unet: nn.Module) -
     with torch.no_grad(), routed(unet, ["style", None]):
         found = unet(torch.cat([z, z]), torch.cat([t, t]), torch.cat([text, text])).sample
     torch.testing.assert_close(found[:1], merged(z, t, text).sample, rtol=0.01, atol=2e-3)
-    torch.testing.assert_close(found[1:], base)
+    torch.testing.assert_close(found[1:], base, rtol=1e-4, atol=1e-5)
     assert (found[0] - found[1]).abs().max() > 0.05
 
 

@@ -284,6 +284,8 @@ MODELS = [
     ),
     Bad(f"{METRIC}lpips {{w}}/pickle.pth", "cannot be read as weights; expected the trunk", late=True),
     Bad(f"{METRIC}inception {{w}}/pickle.pth", "cannot be read as weights; expected .*Inception", late=True),
+    Bad(f"{METRIC}art_inception {{w}}/pickle.pth", "art_inception makes ArtFID of LPIPS; add lpips: alexnet-imagenet"),
+    Bad(f"{METRIC}style_images {{w}}/gone", "There is no file .*gone; put it there or give its path"),
     Bad(f"{METRIC}perceptual {{w}}/pickle.pth", "is not a whole perceptual network", late=True),
     Bad(f"{METRIC}identity {{w}}/no_lora.safetensors", "is not a whole identity network.*use tiny/identity", late=True),
 ]
