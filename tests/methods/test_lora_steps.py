@@ -232,13 +232,15 @@ def test_predict_draws_prompts_and_photos_by_the_formulas(
     method, run = StyleGuidance(base=micro.base, styles=styles, **own), quiet_trainer(tmp_path, 1)
     photo = write_picture(tmp_path / "photo.png", 32, 32)
     caplog.set_level("INFO")
-    batches = [
-        run.predict(method, datamodule=data)[0]  # type: ignore[index]
-        for data in (Prompts(prompts=PROMPTS, batch_size=2), Pictures(images=photo, captions="a woman", resolution=32))
-    ]
-    said = [record.getMessage() for record in caplog.records if "guidance" in record.getMessage()]
-    assert len(said) == 1
-    assert "without classifier-free guidance: guidance 2, scheduler base and size 32 are for prompts alone" in said[0]
+    new: list[Any] = [Prompts(prompts=PROMPTS, batch_size=2), Pictures(images=photo, captions="a woman", resolution=32)]
+    batches, said = [], []
+    for data in new:
+        caplog.clear()
+        batches.append(run.predict(method, datamodule=data)[0])  # type: ignore[index]
+        said.append([text for text in caplog.messages if "guidance" in text])
+    assert [len(texts) for texts in said] == [0, 1]
+    told = "without classifier-free guidance: guidance 2, scheduler base and size 32 are for prompts alone"
+    assert told in said[1][0]
 
     plain, loras = Plain(micro.base), factors(method.unet, "style0")
     noises = [torch.randn(1, 4, 8, 8, generator=noise.generator(0, name, "drawing")) for name in batches[0]["name"]]  # type: ignore[call-overload,index]
