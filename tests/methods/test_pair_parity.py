@@ -214,3 +214,6 @@ def test_only_up_matrices_are_in_checkpoints_unless_the_down_ones_are_trained() 
         assert {kind for kind in ("lora_A", "lora_B") if any(f".{kind}." in key for key in keys)} == kinds
         assert all(".lora_" in key for key in keys)
     assert len(adapter_state(method.unet, STYLE)) == 2 * len(lora_layers(method.unet))
+    down = torch.cat([layer.lora_A[STYLE].weight.flatten() for _, layer in lora_layers(method.unet)])
+    assert down.std().item() * CONFIG["style_rank"] == pytest.approx(1, rel=0.1)  # of each layer its own, 1 / rank
+    assert len(down.unique()) > 0.99 * len(down)
