@@ -63,7 +63,8 @@ class GoldenOSASIS(OSASIS):
         super().configure_model()
         self.spn.load_state_dict(self.parity.spn().state_dict())
         given = self.parity.given
-        self.pictures.copy_(torch.cat([given.get("img_style_A", given["img_style_B"]), given["img_style_B"]]))
+        style = given["img_style_B"]
+        self.pictures.copy_(torch.cat([given.get("img_style_A", torch.zeros_like(style)), style]))
 
     def _load_judges(self) -> None:
         self.judge = lambda x, y: x.new_zeros(len(x))
