@@ -152,7 +152,7 @@ def _torch_could_not_write(error: Exception, folder: Path) -> OSError | None:
     return OSError(number, os.strerror(number))
 
 
-def check_archive(path: Path, unreadable: str, mend: str = "use another copy of it") -> None:
+def check_archive(path: Path, unreadable: str, mend: str) -> None:
     """Refuse an archive of PyTorch with a damaged member, which it does not notice, or a packed one, perhaps a bomb.
 
     Args:

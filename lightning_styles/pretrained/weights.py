@@ -54,7 +54,7 @@ def read_torch(path: Path) -> Any:
         raise UserError(f"No file at {path}; give the path of the checkpoint.")
     is_zip = zipfile.is_zipfile(path)  # as of PyTorch 1.6; the format before has no checksums
     if is_zip:
-        check_archive(path, f"{path.name} is truncated or no PyTorch checkpoint; {remedy(path)}.")
+        check_archive(path, f"{path.name} is truncated or no PyTorch checkpoint; {remedy(path)}.", remedy(path))
     try:
         foreign = get_unsafe_globals_in_checkpoint(path) if is_zip else []
         refused = [name for name in foreign if not name.startswith(BESIDE_TENSORS)]
