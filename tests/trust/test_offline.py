@@ -127,7 +127,8 @@ def test_check_says_what_a_shipped_config_needs(name: str, checked: Checked) -> 
 def test_check_tells_how_to_get_each_file_of_sms(checked: Checked) -> None:
     code, lines = checked("configs/sms_ghibli.yaml")
     assert code == 1
-    assert [line for line in lines if line.startswith("MISSING")] == [
+    base, lora, lpips, inception, styles, photo = [line for line in lines if line.startswith("MISSING")]
+    assert [base, lora, styles, photo] == [
         "MISSING  stable-diffusion 'stable-diffusion-v1-5' is not on this machine (4.3 GB, CreativeML OpenRAIL-M). "
         "Source: https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5. With a network it is downloaded "
         "by itself; by hand: hf download stable-diffusion-v1-5/stable-diffusion-v1-5 model_index.json "
@@ -138,8 +139,11 @@ def test_check_tells_how_to_get_each_file_of_sms(checked: Checked) -> None:
         "MISSING  lora 'pyramid-lora-ghibli-n3' is not on this machine (see the page of the LoRA). Source: "
         "https://civitai.com/models/54233?modelVersionId=125985. Save it as "
         "$LIGHTNING_STYLES_MODELS/Pyramid_lora_Ghibli_n3.safetensors, or give its path in the config.",
+        "MISSING  There is no file styles/; put it there or give its path in the config.",
         "MISSING  data: 'photo.jpg' does not exist; expected an image file or a folder of images.",
     ]
+    assert "download.pytorch.org/models/alexnet-owt-7be5be79.pth. Save it as $LIGHTNING_STYLES_MODELS/" in lpips
+    assert "https://huggingface.co/matthias-wright/art_inception. Save it as $LIGHTNING_STYLES_MODELS/" in inception
 
 
 def test_check_of_the_smallest_experiment_finds_all_in_the_package(checked: Checked) -> None:
