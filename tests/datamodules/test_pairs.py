@@ -267,8 +267,6 @@ def test_twins_whose_lines_lie_elsewhere_are_told_once(tmp_path, caplog, shift, 
         for k, image in enumerate(scenes.render(drawn, style, 96)):
             save_png(tmp_path / folder / f"{k}.png", image.roll(shift if folder == "art" else 0, -1))
     data = pairs(tmp_path, resolution=96)
-    data.setup("test")
-    assert caplog.records == []
     data.setup("fit")
     messages = [record.getMessage() for record in caplog.records]
     assert [message.partition(" have")[0] for message in messages] == found
