@@ -56,7 +56,7 @@ class GoldenOSASIS(OSASIS):
             }
             | settings
         )  # fmt: skip
-        method.__dict__ |= {"parity": parity, "predictions": [], "terms": []}
+        method.__dict__ |= {"parity": parity, "predictions": [], "noted": []}
         return method
 
     def configure_model(self) -> None:
@@ -79,7 +79,7 @@ class GoldenOSASIS(OSASIS):
     def total_loss(self, losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
         total = super().total_loss(losses, weights)
         weighted = {NAMES[name]: weights[name] * value.item() for name, value in losses.items()}
-        self.terms.append(weighted | {"total": total.item()})
+        self.noted.append(weighted | {"total": total.item()})
         return total
 
 
@@ -147,10 +147,10 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
 
 def test_every_update_agrees_with_the_reference(training: Training) -> None:
     rules, expected = training.parity.case["tolerance"], training.parity.case["expected"]["per_step"]
-    assert len(training.method.terms) == len(expected)
+    assert len(training.method.noted) == len(expected)
     for number, step in enumerate(expected):
         rule = rules["later_losses" if number else "step0_losses"]
-        terms = training.method.terms[number]
+        terms = training.method.noted[number]
         for name in (*NAMES.values(), "total"):
             assert terms[name] == pytest.approx(step[name], rel=rule["rtol"], abs=rule["atol"]), (number, name)
         for name, norm in training.gradients.norms[number].items():

@@ -280,7 +280,7 @@ def test_what_is_stylized_has_the_moved_code(micro_osasis: MicroOSASIS, run: Pat
         ({"source": "a man", "target": " "}, "text needs a source and a target"),
         (
             {"source": "a man", "target": "a cat", "rate": 1},
-            "text has source, target, rate; expected source, target, steps",
+            "text has rate; expected source, target, steps",
         ),
         ({"source": "a man", "target": "a cat", "steps": 0}, "text.steps is 0; it must be at least 1"),
     ],
