@@ -102,7 +102,7 @@ def test_the_inversion_of_its_own_pictures_recovers_them() -> None:
     again = g(space().to_w(found.code))
     assert (found.distance < 0.1 * judge(start, target)).all()
     assert (judge(again, target) < 0.25 * judge(start, target)).all()
-    assert ((again - target).abs().mean((1, 2, 3)) < 0.25 * (start - target).abs().mean((1, 2, 3))).all()
+    assert ((again - target).abs().mean((1, 2, 3)) < 0.35 * (start - target).abs().mean((1, 2, 3))).all()
     assert (torch.cosine_similarity(space().to_w(found.code) - mean, w - mean) > 0.85).all()
     for x in found.noise:
         torch.testing.assert_close(x.std((1, 2, 3)), torch.ones(3))
