@@ -107,7 +107,8 @@ def test_a_text_survives_parsing_saving_and_parsing_again(text: str, capsys: pyt
 def test_a_text_that_looks_like_a_comment_or_nothing_is_a_text() -> None:
     for text in ("#x", "~"):
         config = parse_only(toy("--model.base", text, "--trainer.default_root_dir", text))
-        assert (config["model"]["init_args"]["base"], config["trainer"]["default_root_dir"]) == (text, text)
+        folder = str(Path(text).expanduser())
+        assert (config["model"]["init_args"]["base"], config["trainer"]["default_root_dir"]) == (text, folder)
 
 
 def test_printed_config_runs_again_unchanged(capsys: pytest.CaptureFixture[str]) -> None:

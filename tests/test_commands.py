@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from lightning_styles.__main__ import main
 from lightning_styles.commands import check
@@ -57,7 +58,7 @@ def test_check_without_a_config_reports_the_machine(capsys: pytest.CaptureFixtur
 
 
 def test_check_finds_what_a_config_needs(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
-    Path("style.safetensors").touch()
+    save_file({"lora_unet_mid.lora_down.weight": torch.zeros(1, 2)}, "style.safetensors")
     assert main(["check", "--config", "toy.yaml", "--model.init_args.base", "style.safetensors"]) == 0
     assert "ok       lora style.safetensors: style.safetensors" in capsys.readouterr().out
 

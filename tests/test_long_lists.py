@@ -54,7 +54,8 @@ def test_a_list_of_thousands_costs_linear_time() -> None:
 
 def test_more_values_than_the_resolver_takes_by_itself() -> None:
     tree = copy.deepcopy(TOY)
-    tree["vars"] |= {f"v{i}": i for i in range(5_200)}  # 10,400 nodes with the names
+    tree["vars"]["many"] = ["tiny/lora-cartoon", *range(10_400)]
+    tree["model"]["init_args"]["base"] = "${vars.many[0]}"
     Path("many.yaml").write_text(yaml.safe_dump(tree))
     assert main(["fit", "--config", "many.yaml"]) == 0
 

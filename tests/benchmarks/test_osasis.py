@@ -13,6 +13,7 @@ plain one it is:
 
 import ctypes
 import gc
+import json
 import os
 import time
 from collections.abc import Callable
@@ -48,7 +49,7 @@ from lightning_styles.methods.osasis import OSASIS
 from lightning_styles.metrics.perceptual import load_lpips
 from lightning_styles.models.diffae import DiffAE, DiffAEConfig, LatentConfig
 from lightning_styles.models.spn import MappingNetTime
-from lightning_styles.pretrained.clip import SINGLE_FILE, load_clip
+from lightning_styles.pretrained.clip import CONFIG, load_clip
 from lightning_styles.pretrained.diffae import CodeStatistics, frozen_diffae, load_diffae, save_diffae
 from lightning_styles.pretrained.networks import load_perceptual
 from tests.micro import quiet_trainer
@@ -119,7 +120,11 @@ def official(folder: Path) -> Size:
     from torchvision.models import vgg16
 
     judges = {"clip": str(folder / "clip.pt"), "lpips": str(folder / "vgg.pth")}
-    torch.save(open_clip.create_model(SINGLE_FILE, pretrained=None).state_dict(), judges["clip"])
+    name = "ViT-B-32-quickgelu"
+    torch.save(open_clip.create_model(name, pretrained=None).state_dict(), judges["clip"])
+    preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": preprocess}
+    (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
     torch.save({f"features.{k}": v for k, v in vgg16(weights=None).features.state_dict().items()}, judges["lpips"])
     return Size(folder, DiffAEConfig(), 256, 8, 10 if CUDA else 1, judges)
 
