@@ -58,7 +58,8 @@ def test_check_without_a_config_reports_the_machine(capsys: pytest.CaptureFixtur
 
 
 def test_check_finds_what_a_config_needs(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
-    save_file({"lora_unet_mid.lora_down.weight": torch.zeros(1, 2)}, "style.safetensors")
+    factors = {"lora_down.weight": torch.zeros(1, 2), "lora_up.weight": torch.zeros(2, 1), "alpha": torch.ones(())}
+    save_file({f"lora_unet_mid.{name}": factor for name, factor in factors.items()}, "style.safetensors")
     assert main(["check", "--config", "toy.yaml", "--model.init_args.base", "style.safetensors"]) == 0
     assert "ok       lora style.safetensors: style.safetensors" in capsys.readouterr().out
 
