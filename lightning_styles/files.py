@@ -122,7 +122,7 @@ def remove_leftovers(folder: Path) -> None:
         if match := TEMPORARY.fullmatch(path.name):
             with suppress(OSError):
                 here = match["owner"] == _owner(int(match["pid"]))
-                if not _lives(int(match["pid"])) if here else time.time() - path.stat().st_mtime > DAY:
+                if not lives(int(match["pid"])) if here else time.time() - path.stat().st_mtime > DAY:
                     path.unlink()
 
 
@@ -131,7 +131,7 @@ def _owner(pid: int) -> str:
     return f"{sha256(platform.node().encode()).hexdigest()[:6]}-{pid}"
 
 
-def _lives(pid: int) -> bool:
+def lives(pid: int) -> bool:
     """Whether a process of this machine runs."""
     if os.name == "nt":  # there, asking would end it
         return True

@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lightning_styles.errors import UserError
-from lightning_styles.files import replacing
+from lightning_styles.files import lives, replacing
 
 LOCK, RECORD = ".lock", "launch.json"
 PATIENCE = 30.0  # seconds that a launch waits for the remains of another one, such as workers of its data loader
@@ -111,15 +111,7 @@ def _acquire(lock: FileLock, folder: Path) -> None:
 def _lives(record: dict[str, Any]) -> bool:
     """Whether the process of a launch on this machine is still there; no statement about others."""
     pid = record.get("pid")
-    if record.get("host") != socket.gethostname() or not isinstance(pid, int) or pid < 1:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # of another user
-        return True
-    return True
+    return record.get("host") == socket.gethostname() and isinstance(pid, int) and pid > 0 and lives(pid)
 
 
 def _writer(folder: Path) -> str:
