@@ -23,6 +23,8 @@ def test_losses_and_lazy_optimizers() -> None:
         lr, betas = lazy_adam(0.002, every)
         assert excess(torch.tensor([lr, *betas]), expected[f"adam_{name}_lr_beta1_beta2"], case) < 1
     assert lazy_adam(0.002, None) == (0.002, (0.0, 0.99))
+    lr, (_, beta2) = lazy_adam(0.002, 4)
+    assert (lr, beta2) == (pytest.approx(0.0016), pytest.approx(0.99**0.8, rel=1e-9))
 
 
 def test_r1_and_its_gradients() -> None:
