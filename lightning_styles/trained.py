@@ -98,9 +98,16 @@ def make(method: type[Method], init_args: dict[str, Any], source: str, mend: str
     return method(**init_args)
 
 
-def settings_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of the method that wrote a checkpoint; Lightning adds some that begin with an underscore."""
-    return {name: value for name, value in checkpoint[CHECKPOINT_KEY]["init_args"].items() if not name.startswith("_")}
+def settings_in(checkpoint: dict[str, Any], method: type[StyleModule] | None) -> dict[str, Any]:
+    """The arguments of the method that wrote a checkpoint; Lightning adds some that begin with an underscore.
+
+    A setting that `method` no longer has is left out where it was null: it did nothing then.
+    """
+    saved = {name: value for name, value in checkpoint[CHECKPOINT_KEY]["init_args"].items() if not name.startswith("_")}
+    if method is None:
+        return saved
+    known = {name.removesuffix("?") for name in arguments_of(method)}
+    return {name: value for name, value in saved.items() if value is not None or name in known}
 
 
 def open_trained(given: str, trust: bool = False) -> tuple[Path, dict[str, Any]]:
@@ -127,7 +134,7 @@ def open_trained(given: str, trust: bool = False) -> tuple[Path, dict[str, Any]]
     try:
         method = own_method(own["class_path"])
         if method is not None:
-            make(method, settings_in(content), f"{CHECKPOINT_KEY}.init_args", ANOTHER)
+            make(method, settings_in(content, method), f"{CHECKPOINT_KEY}.init_args", ANOTHER)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if method is None and not trust:
@@ -151,8 +158,9 @@ def build_trained(content: dict[str, Any], changes: dict[str, Any], folder: Path
     Raises:
         UserError: `changes` do not fit the method.
     """
-    class_path, settings = content[CHECKPOINT_KEY]["class_path"], settings_in(content)
+    class_path = content[CHECKPOINT_KEY]["class_path"]
     method = own_method(class_path)
+    settings = settings_in(content, method)
     kept = getattr(method or import_class(class_path), "folders", ())
     if folder is not None:
         settings |= {name: str(folder / name) for name in kept if settings.get(name) is not None}

@@ -175,6 +175,13 @@ def test_text_stays_text(text: str) -> None:
     assert not Path("ran").exists()
 
 
+def test_a_setting_of_an_older_version_is_left_out_only_where_it_did_nothing() -> None:
+    _, content = open_trained(written(GAN, {"style_images": None}))
+    assert "style_images" not in build_trained(content, {}).hparams
+    with pytest.raises(UserError, match="has no setting 'style_images'"):
+        open_trained(written(GAN, {"style_images": "styles"}))
+
+
 def test_settings_of_the_command_line_are_checked_too() -> None:
     _, content = open_trained(written())
     for settings, says in ({"lr": "x"}, "--set: lr is 'x'"), ({"weights": NESTED}, "--set: weights.class_path"):
