@@ -33,7 +33,7 @@ def test_perceptual_distance() -> None:
     other.update(x[:2], y[:2])
     other.update(x[2:], y[2:])
     assert same.compute() == 0
-    assert other.compute() == pytest.approx(network(x, y).mean().item())
+    assert other.compute() == pytest.approx(network(x, y).mean().item(), rel=1e-4)
 
 
 def test_identity_similarity_of_the_same_and_of_other_pictures() -> None:
@@ -42,7 +42,7 @@ def test_identity_similarity_of_the_same_and_of_other_pictures() -> None:
     same.update(x, x)
     other.update(x, y)
     assert same.compute() == pytest.approx(1)
-    assert other.compute() == pytest.approx((network(x) * network(y)).sum(1).mean().item())
+    assert other.compute() == pytest.approx((network(x) * network(y)).sum(1).mean().item(), rel=1e-4)
 
 
 @pytest.fixture
