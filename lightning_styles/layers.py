@@ -14,7 +14,7 @@ from lightning_styles.errors import UserError
 from lightning_styles.parser import dump, find_config, mapping_of, read_config
 from lightning_styles.references import check_circles, check_variables
 from lightning_styles.required_files import import_class
-from lightning_styles.signatures import alternatives, parameters_of, text_of
+from lightning_styles.signatures import alternatives, parameters_of, text_of, types_of
 
 Tree = dict[str, Any]
 SECTIONS = ("model", "data")
@@ -131,7 +131,7 @@ class Layered:
         if parts[0] not in SECTIONS or len(parts) < 3 or not isinstance(section, dict):
             return PATHS.get(".".join(parts))
         try:
-            hint = parameters_of(import_class(section["class_path"])).get(parts[2])
+            hint = types_of(import_class(section["class_path"])).get(parts[2])
         except (UserError, KeyError, TypeError, AttributeError):
             return None
         for _ in parts[3:]:

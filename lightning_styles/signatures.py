@@ -7,19 +7,24 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 
-def parameters_of(cls: Any) -> dict[str, Any]:
-    """Names of the arguments of a class -> their types; those of parents as far as keywords are handed on to them."""
-    found: dict[str, Any] = {}
+def parameters_of(cls: Any) -> dict[str, inspect.Parameter]:
+    """The arguments of a class by name, with resolved types; those of parents where keywords are handed on to them."""
+    found: dict[str, inspect.Parameter] = {}
     for base in inspect.getmro(cls):
         if "__init__" not in vars(base) or base is object:
             continue
         parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
         hints = get_type_hints(base.__init__)
-        named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        found = {name: hints.get(name, Any) for name in named} | found
+        named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        found = {p.name: p.replace(annotation=hints.get(p.name, Any)) for p in named} | found
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return found
+
+
+def types_of(cls: Any) -> dict[str, Any]:
+    """Names of the arguments of a class -> their types."""
+    return {name: parameter.annotation for name, parameter in parameters_of(cls).items()}
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:

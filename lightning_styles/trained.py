@@ -3,7 +3,7 @@
 import inspect
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule
 from torch import Tensor
@@ -16,6 +16,7 @@ from lightning_styles.parser import StylesParser, users_mistake
 from lightning_styles.reading import SHOWN, expect, tensor
 from lightning_styles.required_files import foreign_classes, import_class
 from lightning_styles.runs import find_checkpoint, read_checkpoint
+from lightning_styles.signatures import parameters_of
 
 PACKAGE = "lightning_styles."
 T = TypeVar("T")
@@ -62,19 +63,11 @@ def own_method(class_path: str) -> type[StyleModule] | None:
 
 
 def arguments_of(method: type[StyleModule]) -> dict[str, Any]:
-    """Type of each argument of the constructor, with those that it hands on to the classes it inherits from."""
-    types: dict[str, Any] = {}
-    for cls in inspect.getmro(method):
-        if "__init__" not in vars(cls):
-            continue
-        hints, parameters = get_type_hints(cls.__init__), list(inspect.signature(cls.__init__).parameters.values())[1:]
-        for parameter in parameters:
-            if parameter.kind is parameter.KEYWORD_ONLY:
-                required = parameter.default is parameter.empty
-                types.setdefault(parameter.name + ("" if required else "?"), hints[parameter.name])
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    return types
+    """Type of each argument of the constructor, as `expect` takes it: a name with ? may be left out."""
+    return {
+        name + ("" if parameter.default is parameter.empty else "?"): parameter.annotation
+        for name, parameter in parameters_of(method).items()
+    }
 
 
 def make(method: type[Method], init_args: dict[str, Any], source: str, mend: str) -> Method:

@@ -15,7 +15,7 @@ import lightning_styles.pretraining
 from datamodules.scene_pool import ScenePool
 from lightning_styles.errors import UserError
 from lightning_styles.module import StyleModule
-from lightning_styles.signatures import alternatives, parameters_of
+from lightning_styles.signatures import alternatives, types_of
 
 # Arguments without a default, and those without which others are refused.
 GIVEN: dict[str, Any] = {
@@ -57,8 +57,8 @@ def configurable() -> dict[str, type]:
 def least_settings(name: str, cls: type) -> dict[str, Any]:
     """Settings that a class takes."""
     settings = {**GIVEN, **OWN.get(name, {})}
-    simple = {"steps"} if int in alternatives(parameters_of(cls).get("steps")) else set()
-    known = set(parameters_of(cls)) - simple
+    simple = {"steps"} if int in alternatives(types_of(cls).get("steps")) else set()
+    known = set(types_of(cls)) - simple
     return {key: value for key, value in settings.items() if key in known and value is not None}
 
 
@@ -67,7 +67,7 @@ def test_numbers_out_of_bounds_are_refused_by_name(name: str) -> None:
     cls: Any = configurable()[name]
     settings = least_settings(name, cls)
     cls(**settings)
-    for key, hint in parameters_of(cls).items():
+    for key, hint in types_of(cls).items():
         kind = next((kind for kind in (float, int) if kind in alternatives(hint)), None)
         if kind is None or {key, f"{name}.{key}"} & FREE or (name in OWN and OWN[name].get(key, 0) is None):
             continue

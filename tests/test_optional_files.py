@@ -3,9 +3,7 @@
 import errno
 import logging
 import os
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from lightning_styles.__main__ import described
 from lightning_styles.files import replacing
 from lightning_styles.optional_files import Curves, without_tracebacks_of_threads
 from tests.callbacks.toy import Toy, loader, trainer
+from tests.small_files import small_files
 
 TENSORS = {"a": torch.zeros(1000)}
 WRITERS: dict[str, Callable[[Path], Any]] = {
@@ -28,17 +27,6 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "safetensors": lambda path: save_file(TENSORS, path),
     "picture": lambda path: Image.effect_noise((40, 40), 9).save(path, format="PNG"),
 }
-
-
-@contextmanager
-def small_files() -> Iterator[None]:
-    """Within the block no file can grow beyond 300 bytes, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -3,13 +3,11 @@
 import logging
 import os
 import re
-import resource
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from lightning_styles.pretrained.lora_files import read_file
 from lightning_styles.pretrained.weights import read_torch
 from lightning_styles.runs import read_checkpoint
 from tests.micro import Micro, write_picture
+from tests.small_files import small_files
 from tests.trust.bad_files import make_files, write
 from tests.trust.bad_inputs import ALL, COMPARISONS, Bad
 
@@ -168,17 +167,6 @@ def flatten(tree: object) -> object:
 
 
 # ---- outputs, names, foreign classes
-
-
-@contextmanager
-def small_files() -> Iterator[None]:
-    """Within the block no file can grow beyond 300 bytes, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_leaves_no_half_picture(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
